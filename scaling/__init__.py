@@ -1,0 +1,1 @@
+"""Scaling laws: fit them, doubt them, extrapolate with them. Imports no torch."""
