@@ -1,0 +1,1 @@
+"""Configurations: YAML files and the reader that turns them into typed dataclasses."""

@@ -1,0 +1,343 @@
+"""Read YAML into typed, frozen dataclasses and report every problem at once.
+
+A configuration class lives beside its owner (`model/config.py`, `data/config.py`, ...) and is declared with
+`@config`. This module knows none of them. It gives them:
+
+- `extends: other.yaml` (relative to the file; mappings merge key by key, everything else replaces),
+- `--a.b=c` overrides,
+- types checked strictly, unknown keys refused with the nearest valid one,
+- a `problems()` method on any configuration class for combinations that cannot work,
+- YAML without its surprises: `1e-4` is a number, `no` is a word, a key given twice is an error.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+
+import pydantic
+import yaml
+
+T = TypeVar("T")
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a configuration: where it stands, what it says and what would work."""
+
+    source: str
+    key: str
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.source}: {self.key}: {self.message}" if self.key else f"{self.source}: {self.message}"
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used. `problems` holds all that was found."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        self.problems = problems
+        super().__init__("\n".join(str(problem) for problem in problems))
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def config(cls: type[T]) -> type[T]:
+    """Declare a configuration class: a frozen keyword-only dataclass that refuses unknown keys."""
+    cls.__pydantic_config__ = pydantic.ConfigDict(extra="forbid", strict=True)  # type: ignore[attr-defined]
+    return dataclass(frozen=True, kw_only=True)(cls)
+
+
+# ---------------------------------------------------------------------------------------------- YAML
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 scalars (true/false only, `1e-4` a float, no sexagesimals) and no key twice."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own protocol)
+
+
+for _tag, _pattern, _first in (
+    ("bool", r"true|false|True|False", "tfTF"),
+    ("null", r"null|~|", ["n", "~", ""]),
+    ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
+    (
+        "float",
+        r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        "-+.0123456789",
+    ),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
+
+
+def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Tree:
+    tree: Tree = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        where = f"line {key_node.start_mark.line + 1}"
+        if not isinstance(key, str):
+            raise yaml.YAMLError(f"{where}: the key {key!r} is not a word; quote it")
+        if key in tree:
+            raise yaml.YAMLError(f"{where}: the key '{key}' is given twice")
+        tree[key] = loader.construct_object(value_node, deep=True)
+    return tree
+
+
+def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
+    return int(str(loader.construct_scalar(node)).replace("_", ""))
+
+
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+    value = float(
+        str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
+    )
+    if not math.isfinite(value):
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
+    return value
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)
+
+
+def parse_yaml(text: str, source: str = "yaml") -> Any:
+    """Parse one YAML document; raise `ConfigError` naming `source` and the line when it is malformed."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ConfigError([Problem(source, "", " ".join(str(error).split()))]) from None
+
+
+def dump_yaml(tree: Any) -> str:
+    """Write a configuration or plain tree as YAML that `parse_yaml` reads back to the same values."""
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        tree = dataclasses.asdict(tree)
+    return yaml.dump(
+        json.loads(json.dumps(tree)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+
+
+class _Dumper(yaml.SafeDumper):
+    """Floats always with a dot and words that look like numbers always quoted."""
+
+    yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
+
+
+# ------------------------------------------------------------------------------- files and overrides
+
+
+def read_tree(path: Path) -> tuple[Tree, dict[str, str]]:
+    """Read `path` and all that it extends.
+
+    Returns the merged tree and, for every dotted key, the file that set it last.
+    """
+    return _read_chain(Path(path), ())
+
+
+def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str]]:
+    source = str(path)
+    if path.resolve() in seen:
+        raise ConfigError([Problem(str(seen[-1]), "extends", f"'{path}' leads back to itself")])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
+        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        hint = f"; nearest is '{path.parent / near[0]}'" if near else ""
+        raise ConfigError([Problem(source, "", f"cannot be read: {reason}{hint}")]) from None
+    tree = parse_yaml(text, source)
+    if not isinstance(tree, dict):
+        raise ConfigError([Problem(source, "", "holds no keys; expected a mapping such as 'seed: 0'")])
+    parents = tree.pop("extends", [])
+    if isinstance(parents, str):
+        parents = [parents]
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise ConfigError([Problem(source, "extends", "must be a file name or a list of file names")])
+    merged: Tree = {}
+    origin: dict[str, str] = {}
+    for parent in parents:
+        base, base_origin = _read_chain(path.parent / parent, (*seen, path.resolve()))
+        merged = merge(merged, base)
+        origin |= base_origin
+    merged = merge(merged, tree)
+    origin |= dict.fromkeys(_dotted(tree), source)
+    return merged, origin
+
+
+def _siblings(path: Path) -> list[str]:
+    try:
+        return os.listdir(path.parent)
+    except OSError:
+        return []
+
+
+def merge(base: Tree, over: Mapping[str, Any]) -> Tree:
+    """Merge two trees: mappings key by key, everything else replaced by `over`."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = merge(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _dotted(value, f"{prefix}{key}.")
+
+
+def parse_overrides(arguments: list[str]) -> Tree:
+    """Turn `--a.b=c` arguments into a tree; `c` is read as YAML, so `[1, 2]` and `1e-4` work.
+
+    Raises:
+        ConfigError: for an argument of another form.
+    """
+    tree: Tree = {}
+    problems = []
+    for argument in arguments:
+        match = re.fullmatch(r"--([A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*)=(.*)", argument, re.DOTALL)
+        if match is None:
+            problems.append(
+                Problem("command line", argument, "is not understood; overrides look like --train.steps=100")
+            )
+            continue
+        node: Any = parse_yaml(match[2], f"command line: {argument}")
+        for key in reversed(match[1].split(".")):
+            node = {key.replace("-", "_"): node}
+        tree = merge(tree, node)
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+# ---------------------------------------------------------------------------------------- validation
+
+
+def load(
+    cls: type[T],
+    path: Path | str,
+    overrides: list[str] | None = None,
+    expand: Callable[[Tree], Tree] | None = None,
+) -> T:
+    """Read a YAML file into `cls`.
+
+    Args:
+        cls: a class declared with `@config`.
+        path: the YAML file.
+        overrides: `--a.b=c` arguments; they win over the file.
+        expand: fills in defaults that depend on other keys (a named model size, say). It receives the merged tree
+            before validation and may raise `ConfigError`.
+
+    Raises:
+        ConfigError: with every problem found.
+    """
+    tree, origin = read_tree(Path(path))
+    given = parse_overrides(overrides or [])
+    tree = merge(tree, given)
+    origin |= dict.fromkeys(_dotted(given), "command line")
+    return build(cls, tree, str(path), origin, expand)
+
+
+def build(
+    cls: type[T],
+    tree: Tree,
+    source: str,
+    origin: Mapping[str, str] | None = None,
+    expand: Callable[[Tree], Tree] | None = None,
+) -> T:
+    """Validate a tree into `cls`; `origin` says for each dotted key which file to blame. Raises `ConfigError`."""
+
+    def problem(key: str, message: str) -> Problem:
+        parts = key.split(".")
+        files = (".".join(parts[:i]) for i in range(len(parts), 0, -1))
+        return Problem(next((origin[f] for f in files if origin and f in origin), source), key, message)
+
+    if expand is not None:
+        try:
+            tree = expand(tree)
+        except ConfigError as error:
+            raise ConfigError([problem(p.key, p.message) for p in error.problems]) from None
+    try:
+        text = json.dumps(tree, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise ConfigError([Problem(source, "", f"holds a value that no key takes: {error}")]) from None
+    try:
+        built = pydantic.TypeAdapter(cls).validate_json(text)
+    except pydantic.ValidationError as error:
+        details = error.errors(include_url=False, include_context=True)
+        found = [problem(_key(d["loc"]), _explain(cls, d)) for d in details]
+        raise ConfigError(sorted(set(found), key=lambda p: p.key)) from None
+    found = [problem(key, message) for key, message in check(built)]
+    if found:
+        raise ConfigError(found)
+    return built
+
+
+def check(built: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (dotted key, message) for every impossible combination in a built configuration."""
+    if not dataclasses.is_dataclass(built):
+        return
+    for field in dataclasses.fields(built):
+        yield from check(getattr(built, field.name), f"{prefix}{field.name}.")
+    for key, message in getattr(built, "problems", lambda: ())():
+        yield prefix + key, message
+
+
+def _key(location: tuple[Any, ...]) -> str:
+    # pydantic appends the name of the union member it tried; ours are words, not keys.
+    words = [str(part) for part in location]
+    return ".".join(word for word in words if re.fullmatch(r"[A-Za-z_]\w*|\d+", word))
+
+
+def _explain(cls: type, detail: Any) -> str:
+    """Say in one sentence what is wrong with one value and what would be right."""
+    kind, location, value = detail["type"], detail["loc"], detail["input"]
+    shown = json.dumps(value) if not isinstance(value, dict) else "a mapping"
+    if kind == "unexpected_keyword_argument":
+        owner = _owner(cls, location[:-1])
+        names = [f.name for f in dataclasses.fields(owner)] if dataclasses.is_dataclass(owner) else []
+        near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
+        return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(names)}")
+    if kind == "literal_error":
+        choices = [c for c in re.findall(r"'([^']*)'|(-?\d+)", detail["ctx"]["expected"])]
+        words = [a or b for a, b in choices]
+        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.3) or words[:1]
+        return f"{shown} is not one of {', '.join(words)}; nearest is '{near[0]}'"
+    if kind == "missing_argument" or kind == "missing":
+        return "is required and missing"
+    expected = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "string_type": "text",
+        "bool_type": "true or false",
+        "list_type": "a list",
+        "tuple_type": "a list",
+        "dict_type": "a mapping",
+        "dataclass_type": "a mapping",
+    }.get(kind)
+    return f"{shown} is not {expected}" if expected else f"{shown}: {detail['msg']}"
+
+
+def _owner(cls: Any, location: tuple[Any, ...]) -> Any:
+    """Return the configuration class found by following `location` from `cls`."""
+    for part in location:
+        if dataclasses.is_dataclass(cls):
+            cls = get_type_hints(cls).get(str(part))
+        elif get_origin(cls) in (list, tuple, dict):
+            cls = get_args(cls)[-1 if get_origin(cls) is dict else 0]
+        # Optional[X]: follow X
+        members = [a for a in get_args(cls) if dataclasses.is_dataclass(a)]
+        if get_origin(cls) not in (list, tuple, dict, Literal) and members:
+            cls = members[0]
+    return cls
