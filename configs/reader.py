@@ -235,8 +235,8 @@ def load(
         cls: a class declared with `@config`.
         path: the YAML file.
         overrides: `--a.b=c` arguments; they win over the file.
-        expand: fills in defaults that depend on other keys (a named model size, say). It receives the merged tree
-            before validation and may raise `ConfigError`.
+        expand: fills in defaults that depend on other keys (a named model size, say). It receives the merged
+            tree before validation and may raise `ConfigError`.
 
     Raises:
         ConfigError: with every problem found.
@@ -255,7 +255,7 @@ def build(
     origin: Mapping[str, str] | None = None,
     expand: Callable[[Tree], Tree] | None = None,
 ) -> T:
-    """Validate a tree into `cls`; `origin` says for each dotted key which file to blame. Raises `ConfigError`."""
+    """Validate a tree into `cls` or raise `ConfigError`; `origin` names the file that set each dotted key."""
 
     def problem(key: str, message: str) -> Problem:
         parts = key.split(".")
@@ -309,8 +309,7 @@ def _explain(cls: type, detail: Any) -> str:
         near = difflib.get_close_matches(str(location[-1]), names, n=1, cutoff=0.5)
         return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(names)}")
     if kind == "literal_error":
-        choices = [c for c in re.findall(r"'([^']*)'|(-?\d+)", detail["ctx"]["expected"])]
-        words = [a or b for a, b in choices]
+        words = [a or b for a, b in re.findall(r"'([^']*)'|(-?\d+)", detail["ctx"]["expected"])]
         near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.3) or words[:1]
         return f"{shown} is not one of {', '.join(words)}; nearest is '{near[0]}'"
     if kind == "missing_argument" or kind == "missing":
