@@ -1,0 +1,1 @@
+"""The model: a decoder-only transformer, its sizes, its initialisation and its exact costs."""

@@ -1,0 +1,1 @@
+"""Training: one run of one model, from its configuration to its record."""

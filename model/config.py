@@ -1,0 +1,88 @@
+"""What a model is: the numbers that fix its shape, and the choices that fix its blocks."""
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from configs.reader import config
+from model.sizes import expand_size
+
+
+@config
+class ModelConfig:
+    """A decoder-only transformer.
+
+    `size` and `style` are shorthands: a size from `model/sizes.py` gives `n_layer`, `d_model`, `n_head`,
+    `vocab_size` and `context_length`; a style gives the block choices. Every key stated beside them wins.
+    """
+
+    size: str | None = None
+    """Name of a size in `model/sizes.py`, such as `gpt2` or `tiny-25k`; null when the shape is spelled out."""
+    style: Literal["gpt2", "modern"] = "gpt2"
+    """`gpt2`: learned positions, LayerNorm, GELU, biases. `modern`: RoPE, RMSNorm, SwiGLU, QK-norm, no biases."""
+    n_layer: int
+    """Number of transformer blocks."""
+    d_model: int
+    """Width of the residual stream."""
+    n_head: int
+    """Number of attention heads; must divide `d_model`."""
+    d_ff: int
+    """Hidden width of the feed-forward layer; by default 4 d_model, or 8/3 d_model rounded up to 8 for SwiGLU."""
+    vocab_size: int
+    """Tokens in the vocabulary; must equal the tokenizer's."""
+    context_length: int
+    """Longest sequence the model accepts, in tokens; learned positions have one row for each."""
+    positions: Literal["learned", "rope"]
+    """Position information: a learned embedding, or rotary embeddings (Su et al. 2021, arXiv 2104.09864)."""
+    norm: Literal["layernorm", "rmsnorm"]
+    """Normalisation before each sub-layer and before the output projection."""
+    mlp: Literal["gelu", "swiglu"]
+    """Feed-forward layer: GELU (tanh form, as GPT-2) or SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+    qk_norm: bool
+    """Normalise queries and keys per head (RMS) before the attention product; keeps logits from growing."""
+    bias: bool
+    """Biases in linear layers and LayerNorm."""
+    tied: bool = True
+    """Use the token embedding as the output projection too."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies."""
+    norm_eps: float = 1e-5
+    """Added to the variance in every normalisation."""
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_head
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every combination that cannot be built."""
+        for key in ("n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be at least 1"
+        if self.d_model < 1 or self.n_head < 1:
+            return
+        if self.d_model % self.n_head:
+            valid = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
+            near = min(valid, key=lambda h: (abs(h - self.n_head), h))
+            yield "n_head", f"{self.n_head} does not divide d_model={self.d_model}; nearest is {near}"
+        elif self.positions == "rope" and self.d_head % 2:
+            yield "n_head", f"RoPE needs an even head width, but d_model/n_head = {self.d_head}"
+
+
+_STYLES: dict[str, dict[str, Any]] = {
+    "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},
+    "modern": {"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "bias": False},
+}
+
+
+def expand_model(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what `size` and `style` imply; keys already in `tree` (the YAML's `model:`) win.
+
+    Raises:
+        ConfigError: for an unknown size.
+    """
+    tree = expand_size(tree)
+    tree = _STYLES.get(tree.get("style", "gpt2"), {}) | tree
+    if isinstance(d_model := tree.get("d_model"), int) and "d_ff" not in tree:
+        # 8/3 keeps the parameter count of SwiGLU's three matrices at that of GELU's two.
+        tree["d_ff"] = 4 * d_model if tree.get("mlp") == "gelu" else -(-8 * d_model // 24) * 8
+    return tree

@@ -1,0 +1,198 @@
+"""The decoder-only transformer, from tokens to the loss.
+
+Shapes are written as suffixes: B sequences, T tokens, D = d_model, H heads, K = d_head, V = vocab_size.
+
+The classes `Embedding`, `Positions`, `Block`, `FinalNorm` and `Readout` are the layers of the model, in order.
+`GPT` strings them together as a plain `nn.Module`; `train/pipeline.py` hands the same classes to a pipeline.
+"""
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from model.config import ModelConfig
+from model.loss import next_token_loss
+
+
+class Norm(nn.Module):
+    """LayerNorm (Ba et al. 2016) or RMSNorm (Zhang & Sennrich 2019) over the last dimension."""
+
+    def __init__(self, config: ModelConfig, width: int | None = None, rms: bool | None = None) -> None:
+        super().__init__()
+        width = config.d_model if width is None else width
+        self.rms = config.norm == "rmsnorm" if rms is None else rms
+        self.eps = config.norm_eps
+        self.weight = nn.Parameter(torch.empty(width))
+        self.bias = nn.Parameter(torch.empty(width)) if config.bias and not self.rms else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `x` (..., width); same shape and dtype."""
+        if self.rms:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` that leaves initialisation to `model/init.py`, which knows the parameter's name."""
+
+    def reset_parameters(self) -> None:
+        """Leave the memory as it is."""
+
+
+@lru_cache(maxsize=8)
+def rotary_table(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of the rotary angles, each (length, width/2) in fp32 whatever the model's precision."""
+    frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
+    angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float().to(device), angle.sin().float().to(device)
+
+
+def rotate(x_BHTK: Tensor, theta: float) -> Tensor:
+    """Rotate each pair of coordinates (i, i + K/2) by its position times its frequency (RoFormer, eq. 15)."""
+    cos, sin = rotary_table(x_BHTK.shape[-2], x_BHTK.shape[-1], theta, x_BHTK.device)
+    left, right = x_BHTK.float().chunk(2, dim=-1)
+    return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BHTK)
+
+
+class Attention(nn.Module):
+    """Causal multi-head self-attention (Vaswani et al. 2017)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.n_head = config.n_head
+        self.theta = config.rope_theta if config.positions == "rope" else None
+        self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.bias)
+        self.out = Linear(config.d_model, config.d_model, bias=config.bias)
+        self.q_norm = Norm(config, config.d_head, rms=True) if config.qk_norm else None
+        self.k_norm = Norm(config, config.d_head, rms=True) if config.qk_norm else None
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Mix each position with those before it; (B, T, D) to (B, T, D)."""
+        B, T, D = x_BTD.shape
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if self.theta is not None:
+            q, k = rotate(q, self.theta), rotate(k, self.theta)
+        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+
+
+class MLP(nn.Module):
+    """Position-wise feed-forward layer: GELU as in GPT-2, or SwiGLU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gated = config.mlp == "swiglu"
+        self.up = Linear(config.d_model, config.d_ff * (2 if self.gated else 1), bias=config.bias)
+        self.down = Linear(config.d_ff, config.d_model, bias=config.bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Transform each position alone; (B, T, D) to (B, T, D)."""
+        hidden = self.up(x_BTD)
+        if self.gated:
+            gate, value = hidden.chunk(2, dim=-1)
+            return self.down(F.silu(gate) * value)
+        return self.down(F.gelu(hidden, approximate="tanh"))
+
+
+class Embedding(nn.Module):
+    """Token embedding, the first layer; (B, T) token ids to (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+
+    def forward(self, tokens_BT: Tensor) -> Tensor:
+        """Look the tokens up."""
+        return F.embedding(tokens_BT, self.weight)
+
+
+class Positions(nn.Module):
+    """Learned absolute positions, added to the stream; (B, T, D) to (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.context_length, config.d_model))
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Add the first T rows."""
+        return x_BTD + self.weight[: x_BTD.shape[1]]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block (Radford et al. 2019, section 2.3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = Norm(config)
+        self.attention = Attention(config)
+        self.mlp_norm = Norm(config)
+        self.mlp = MLP(config)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Add attention, then the feed-forward layer, to the residual stream."""
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
+        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+
+
+class FinalNorm(Norm):
+    """The normalisation before the output projection."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+
+
+class Readout(nn.Module):
+    """The output projection of an untied model.
+
+    It returns the final states with its weight instead of their product: `next_token_loss` multiplies the two
+    chunk by chunk, so that the (B, T, V) logits never exist at once.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+
+    def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (x_BTD, weight_VD)."""
+        return x_BTD, self.weight
+
+
+class GPT(nn.Module):
+    """The whole model as a plain module.
+
+    Parameters are uninitialised; `model.init.initialise` fills them.
+    """
+
+    def __init__(self, config: ModelConfig, checkpoint_blocks: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpoint_blocks = checkpoint_blocks
+        self.embedding = Embedding(config)
+        self.positions = Positions(config) if config.positions == "learned" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = FinalNorm(config)
+        self.readout = None if config.tied else Readout(config)
+
+    def states(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the final states (B, T, D) and the output weight (V, D)."""
+        x_BTD = self.embedding(tokens_BT)
+        if self.positions is not None:
+            x_BTD = self.positions(x_BTD)
+        for block in self.blocks:
+            x_BTD = checkpoint(block, x_BTD, use_reentrant=False) if self.checkpoint_blocks else block(x_BTD)
+        x_BTD = self.norm(x_BTD)
+        return (x_BTD, self.embedding.weight) if self.readout is None else self.readout(x_BTD)
+
+    def logits(self, tokens_BT: Tensor) -> Tensor:
+        """Return next-token logits (B, T, V)."""
+        x_BTD, weight_VD = self.states(tokens_BT)
+        return F.linear(x_BTD, weight_VD)
+
+    def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Return the mean loss in nats per position (see `next_token_loss`)."""
+        return next_token_loss(self.states(tokens_BT), targets_BT)

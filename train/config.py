@@ -1,0 +1,305 @@
+"""What a training run is. One YAML file, read into one `RunConfig`, decides everything about a run."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from configs.reader import ConfigError, Problem, config, load
+from data.config import DataConfig
+from model.config import ModelConfig, expand_model
+from model.counts import training_flops_per_token
+
+
+@config
+class TrainConfig:
+    """How much is trained, and in what portions."""
+
+    sequence_length: int
+    """Tokens per sequence; at most `model.context_length`."""
+    global_batch: int
+    """Sequences per optimizer step, over all devices."""
+    micro_batch: int
+    """Sequences per device and forward pass; gradients accumulate until `global_batch` is reached."""
+    steps: int | None = None
+    """Optimizer steps; give this or `tokens`."""
+    tokens: int | None = None
+    """Training tokens D, rounded up to whole steps; give this or `steps`."""
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
+    activation_checkpointing: bool = False
+    """Keep only each block's input and recompute the rest in the backward pass."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every combination that cannot run."""
+        for key in ("sequence_length", "global_batch", "micro_batch", "steps", "tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield key, f"{value} must be at least 1"
+        if (self.steps is None) == (self.tokens is None):
+            yield "steps", "give exactly one of train.steps and train.tokens (set the other to null)"
+        if self.micro_batch >= 1 and self.global_batch >= 1 and self.global_batch % self.micro_batch:
+            yield "micro_batch", _divisor_message(self.micro_batch, self.global_batch)
+
+
+def _divisor_message(micro_batch: int, share: int) -> str:
+    divisors = [m for m in range(1, share + 1) if share % m == 0]
+    near = min(divisors, key=lambda m: (abs(m - micro_batch), m))
+    return f"{micro_batch} does not divide global_batch={share}; nearest is {near}"
+
+
+@config
+class OptimizerConfig:
+    """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
+
+    lr: float
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """Decay of the first moment."""
+    beta2: float = 0.95
+    """Decay of the second moment."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Decoupled decay, applied to matrices of the blocks and the output projection, not to vectors."""
+    gradient_clipping: float = 1.0
+    """Largest global gradient norm; larger gradients are scaled down to it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        for key in ("lr", "eps", "gradient_clipping"):
+            if getattr(self, key) <= 0:
+                yield key, f"{getattr(self, key)} must be above 0"
+        for key in ("beta1", "beta2"):
+            if not 0 <= getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be in [0, 1)"
+        if self.weight_decay < 0:
+            yield "weight_decay", f"{self.weight_decay} must not be negative"
+
+
+@config
+class ScheduleConfig:
+    """The learning rate over the run, as a multiple of `optimizer.lr`."""
+
+    kind: Literal["cosine", "constant", "wsd"] = "cosine"
+    """`cosine` to `final`; `constant`; or `wsd`: warm up, stay, cool down linearly (Hu et al. 2024, 2404.06395)."""
+    warmup: float = 0.05
+    """Linear warmup, as a fraction of the steps."""
+    cooldown: float = 0.2
+    """Length of the final decay of `wsd`, as a fraction of the steps."""
+    final: float = 0.1
+    """Where `cosine` and `wsd` end, as a fraction of the peak."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        for key in ("warmup", "cooldown", "final"):
+            if not 0 <= getattr(self, key) <= 1:
+                yield key, f"{getattr(self, key)} must be between 0 and 1"
+        if self.kind == "wsd" and self.warmup + self.cooldown > 1:
+            yield "cooldown", f"warmup {self.warmup} + cooldown {self.cooldown} is more than the whole run"
+
+
+@config
+class ParallelConfig:
+    """How a run is spread over devices. Data parallelism is what is left: devices / pipeline_stages."""
+
+    pipeline_stages: int = 1
+    """Consecutive groups of layers on devices of their own (PP)."""
+    zero_stage: Literal[0, 1, 2, 3] | None = None
+    """ZeRO stage (Rajbhandari et al. 2020); null: 0 for plain fp32, 1 in bf16, fp16 and under the pipeline."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every combination that DeepSpeed refuses."""
+        if self.pipeline_stages < 1:
+            yield "pipeline_stages", f"{self.pipeline_stages} must be at least 1"
+        if self.pipeline_stages > 1 and self.zero_stage in (2, 3):
+            message = "the pipeline needs whole gradients on each stage; nearest is 1"
+            yield (
+                "zero_stage",
+                f"{self.zero_stage} does not work with pipeline_stages={self.pipeline_stages}: {message}",
+            )
+
+
+@config
+class EvaluateConfig:
+    """Validation on a fixed set of tokens, the same for every topology."""
+
+    every: int | None = None
+    """Steps between evaluations during training; null: only at the end."""
+    tokens: int = 65_536
+    """Validation tokens, rounded down to whole sequences; at most what the corpus holds out."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        if self.every is not None and self.every < 1:
+            yield "every", f"{self.every} must be at least 1, or null"
+        if self.tokens < 1:
+            yield "tokens", f"{self.tokens} must be at least 1"
+
+
+@config
+class CheckpointConfig:
+    """States that a stopped run continues from."""
+
+    every: int | None = None
+    """Steps between checkpoints; null: none."""
+    keep: int = 2
+    """Newest checkpoints kept."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        if self.every is not None and self.every < 1:
+            yield "every", f"{self.every} must be at least 1, or null"
+        if self.keep < 1:
+            yield "keep", f"{self.keep} must be at least 1"
+
+
+@config
+class WandbConfig:
+    """Weights & Biases, which shows runs and is never needed by them: `metrics.jsonl` is complete without it."""
+
+    mode: Literal["auto", "online", "offline", "disabled"] = "auto"
+    """`auto`: online when a key is configured, else offline files that `wandb sync` uploads later."""
+    project: str = "scaling-testbed"
+    """W&B project."""
+    entity: str | None = None
+    """W&B user or team; null: the key's default."""
+    group: str | None = None
+    """Runs shown together; a sweep sets its own name."""
+
+
+@config
+class RunConfig:
+    """One training run."""
+
+    name: str = "run"
+    """Name of the run: letters, digits, '.', '_' and '-'."""
+    seed: int = 0
+    """Decides initial weights and the order of the data."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Number format of weights and activations in the forward and backward pass."""
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The text."""
+    train: TrainConfig
+    """How much of it, in what portions."""
+    optimizer: OptimizerConfig
+    """AdamW."""
+    schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
+    parallel: ParallelConfig = ParallelConfig()
+    """Spread over devices."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """Validation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    log_every: int = 10
+    """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
+    wandb: WandbConfig = WandbConfig()
+    """Weights & Biases."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens per optimizer step, over all devices."""
+        return self.train.global_batch * self.train.sequence_length
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        if self.train.steps is not None:
+            return self.train.steps
+        assert self.train.tokens is not None
+        return -(-self.train.tokens // self.tokens_per_step)
+
+    @property
+    def tokens(self) -> int:
+        """Training tokens D of the whole run."""
+        return self.steps * self.tokens_per_step
+
+    @property
+    def flops_per_token(self) -> int:
+        """Exact training FLOPs per token."""
+        return training_flops_per_token(self.model, self.train.sequence_length)
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage in force."""
+        if self.parallel.zero_stage is not None:
+            return self.parallel.zero_stage
+        return 0 if self.precision == "fp32" and self.parallel.pipeline_stages == 1 else 1
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every combination across sections that cannot run."""
+        if not _is_safe_name(self.name):
+            yield (
+                "name",
+                f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
+            )
+        if self.log_every < 1:
+            yield "log_every", f"{self.log_every} must be at least 1"
+        if self.seed < 0:
+            yield "seed", f"{self.seed} must not be negative"
+        if self.train.sequence_length > self.model.context_length:
+            message = f"is longer than model.context_length={self.model.context_length}"
+            yield (
+                "train.sequence_length",
+                f"{self.train.sequence_length} {message}; nearest is {self.model.context_length}",
+            )
+        if self.model.vocab_size != self.data.vocab_size:
+            message = f"{self.model.vocab_size} differs from data.vocab_size={self.data.vocab_size}"
+            yield "model.vocab_size", f"{message}; leave it out to take the tokenizer's"
+        if self.parallel.pipeline_stages > self.model.n_layer:
+            message = f"{self.parallel.pipeline_stages} stages for n_layer={self.model.n_layer} blocks"
+            yield "parallel.pipeline_stages", f"{message}; nearest is {self.model.n_layer}"
+        if self.parallel.zero_stage == 0 and self.precision != "fp32":
+            message = f"0 does not work with precision={self.precision}: DeepSpeed keeps fp32 master weights under ZeRO"
+            yield "parallel.zero_stage", f"{message} only; nearest is 1"
+
+
+def _is_safe_name(name: str) -> bool:
+    return (
+        name[:1].isalpha()
+        and len(name) <= 100
+        and all(c.isalnum() or c in "._-" for c in name)
+        and name.isascii()
+    )
+
+
+def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
+    """Fill in what depends on other keys: the model's shape, its vocabulary and its context.
+
+    Raises:
+        ConfigError: for an unknown model size, or a section that is not a mapping.
+    """
+    tree = dict(tree)
+    sections = {key: tree.get(key, {}) for key in ("model", "data", "train")}
+    wrong = [key for key, section in sections.items() if not isinstance(section, dict)]
+    if wrong:
+        raise ConfigError([Problem("", key, "must be a mapping of keys") for key in wrong])
+    model = expand_model(sections["model"])
+    model.setdefault("vocab_size", sections["data"].get("vocab_size", DataConfig.vocab_size))
+    if "sequence_length" in sections["train"]:
+        model.setdefault("context_length", sections["train"]["sequence_length"])
+    tree["model"] = model
+    return tree
+
+
+def load_run(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a run's YAML file; `overrides` are `--a.b=c` arguments. Raises `ConfigError`."""
+    return load(RunConfig, path, overrides, expand_run)
+
+
+def batch_problem(run: RunConfig, data_parallel: int) -> str | None:
+    """Return what is wrong with the batch for a number of data-parallel ranks, or None."""
+    share, rest = divmod(run.train.global_batch, data_parallel)
+    if rest:
+        near = max(1, round(run.train.global_batch / data_parallel)) * data_parallel
+        message = f"train.global_batch: {run.train.global_batch} does not divide over {data_parallel} data-parallel ranks"
+        return f"{message}; nearest is {near}"
+    if share % run.train.micro_batch:
+        near = min(
+            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch)
+        )
+        message = f"train.micro_batch: {run.train.micro_batch} does not divide the {share} sequences of each"
+        return f"{message} of {data_parallel} data-parallel ranks; nearest is {near}"
+    return None
