@@ -95,9 +95,7 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
 
 
 def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
-    value = float(
-        str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
-    )
+    value = float(str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
         raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
     return value
@@ -120,9 +118,7 @@ def dump_yaml(tree: Any) -> str:
     """Write a configuration or plain tree as YAML that `parse_yaml` reads back to the same values."""
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         tree = dataclasses.asdict(tree)
-    return yaml.dump(
-        json.loads(json.dumps(tree)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
-    )
+    return yaml.dump(json.loads(json.dumps(tree)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 class _Dumper(yaml.SafeDumper):

@@ -257,12 +257,7 @@ class RunConfig:
 
 
 def _is_safe_name(name: str) -> bool:
-    return (
-        name[:1].isalpha()
-        and len(name) <= 100
-        and all(c.isalnum() or c in "._-" for c in name)
-        and name.isascii()
-    )
+    return name[:1].isalpha() and len(name) <= 100 and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
 
 
 def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
@@ -294,12 +289,12 @@ def batch_problem(run: RunConfig, data_parallel: int) -> str | None:
     share, rest = divmod(run.train.global_batch, data_parallel)
     if rest:
         near = max(1, round(run.train.global_batch / data_parallel)) * data_parallel
-        message = f"train.global_batch: {run.train.global_batch} does not divide over {data_parallel} data-parallel ranks"
+        message = (
+            f"train.global_batch: {run.train.global_batch} does not divide over {data_parallel} data-parallel ranks"
+        )
         return f"{message}; nearest is {near}"
     if share % run.train.micro_batch:
-        near = min(
-            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch)
-        )
+        near = min((m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch))
         message = f"train.micro_batch: {run.train.micro_batch} does not divide the {share} sequences of each"
         return f"{message} of {data_parallel} data-parallel ranks; nearest is {near}"
     return None
