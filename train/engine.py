@@ -1,0 +1,91 @@
+"""The DeepSpeed engine: build it, take one optimizer step, evaluate. PP = 1 and PP > 1 look the same from outside."""
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from torch import Tensor, nn
+
+from model.init import initialise
+from model.transformer import GPT, Block
+from train.config import RunConfig
+from train.optimizer import ClippingAdamW, adamw
+from train.pipeline import build_pipeline, pipeline_parameters
+from train.topology import Topology
+
+MicroBatch = tuple[Tensor, Tensor]
+"""Tokens (B, T) and next tokens (B, T)."""
+
+
+def named_parameters(engine_or_module: Any, run: RunConfig) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters held by this process under their names in `GPT`."""
+    module = getattr(engine_or_module, "module", engine_or_module)
+    if run.parallel.pipeline_stages > 1:
+        yield from pipeline_parameters(module, run.model)
+    else:
+        yield from module.named_parameters()
+
+
+def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) -> Any:
+    """Build the model, initialise it by name and seed, and wrap it in the engine that its topology needs."""
+    stages = None
+    module: Any
+    if run.parallel.pipeline_stages > 1:
+        module = build_pipeline(run.model, run.parallel.pipeline_stages, run.train.activation_checkpointing)
+        stages = module._grid.get_pipe_parallel_group()
+    else:
+        module = GPT(run.model, checkpoint_blocks=run.train.activation_checkpointing)
+    parameters = list(named_parameters(module, run))
+    initialise(parameters, run.model, run.seed)
+    if run.train.compile:
+        for layer in module.modules():
+            if isinstance(layer, Block):
+                layer.compile()
+    plain_fp32 = run.precision == "fp32" and run.zero_stage == 0
+    optimizer = ClippingAdamW(parameters, run.optimizer, stages) if plain_fp32 else adamw(parameters, run.optimizer)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    return engine
+
+
+def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: float, topology: Topology) -> Tensor:
+    """Take one optimizer step and return the loss before it: nats per token, the mean over the global batch."""
+    for group in engine.basic_optimizer.param_groups:
+        group["lr"] = learning_rate
+    if isinstance(engine, PipelineEngine):
+        return engine.train_batch(iter(micro_batches))
+    engine.train()
+    total = torch.zeros((), device=topology.device)
+    for tokens_BT, targets_BT in micro_batches:
+        loss = engine(tokens_BT.to(topology.device), targets_BT.to(topology.device))
+        engine.backward(loss)
+        engine.step()
+        total += loss.detach()
+    return _mean_over_replicas(total / engine.gradient_accumulation_steps(), topology)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global gradient norm of the last step, before clipping."""
+    return float(engine.get_global_grad_norm())
+
+
+@torch.no_grad()
+def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -> float:
+    """Return the mean loss in nats per position over all replicas' `micro_batches`, as many on each."""
+    if isinstance(engine, PipelineEngine):
+        losses = engine.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches))
+        return losses.item()
+    engine.eval()
+    total = torch.zeros((), device=topology.device, dtype=torch.float64)
+    for tokens_BT, targets_BT in micro_batches:
+        total += engine(tokens_BT.to(topology.device), targets_BT.to(topology.device))
+    return _mean_over_replicas(total / len(micro_batches), topology).item()
+
+
+def _mean_over_replicas(value: Tensor, topology: Topology) -> Tensor:
+    if topology.world_size > 1:
+        dist.all_reduce(value)
+        value /= topology.world_size
+    return value

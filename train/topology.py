@@ -1,0 +1,69 @@
+"""Processes and devices: who am I, and which part of each batch is mine."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Topology:
+    """One process among all of a run."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    pipeline_stages: int
+
+    @property
+    def data_parallel(self) -> int:
+        """Number of replicas, each of `pipeline_stages` processes."""
+        return self.world_size // self.pipeline_stages
+
+    @property
+    def replica(self) -> int:
+        """Which replica this process belongs to; stages are the outer dimension, as in DeepSpeed's grid."""
+        return self.rank % self.data_parallel
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that writes files."""
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """The device of this process."""
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def launched_topology(pipeline_stages: int) -> Topology:
+    """Read what the launcher put into the environment; a process started by hand is a world of its own.
+
+    Raises:
+        ValueError: when the processes cannot be cut into pipelines.
+    """
+    if "RANK" not in os.environ:
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        os.environ.setdefault("MASTER_PORT", "0")
+    world_size = int(os.environ["WORLD_SIZE"])
+    if world_size % pipeline_stages:
+        near = max(s for s in range(1, pipeline_stages + 1) if world_size % s == 0)
+        raise ValueError(
+            f"parallel.pipeline_stages: {pipeline_stages} stages do not divide the {world_size} launched process(es); "
+            f"nearest is {near}, or launch with --num_accelerators {pipeline_stages}"
+        )
+    return Topology(int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]), pipeline_stages)
+
+
+def connect(topology: Topology) -> None:
+    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed
+
+    # DeepSpeed would compile a shared-memory op for inference with a C++ compiler that a machine may lack, and a
+    # killed compilation leaves a lock that hangs every later run. Training does not use the op.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if torch.cuda.is_available():
+        torch.cuda.set_device(topology.device)
+    deepspeed.init_distributed(verbose=False)
