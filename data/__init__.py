@@ -1,0 +1,1 @@
+"""The data: text becomes documents, documents become tokens, tokens become shards, shards become batches."""

@@ -1,0 +1,103 @@
+"""What text to train on and how to tokenise it."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+from configs.reader import config
+
+BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token: the smallest byte-level vocabulary
+
+
+class DataError(ValueError):
+    """Text, a tokenizer or a prepared corpus that cannot be used; the message says why and what to do."""
+
+
+@config
+class DataConfig:
+    """The text, the tokenizer and the split into training and validation documents."""
+
+    source: Literal["pysource", "files", "hub", "prepared"] = "pysource"
+    """Where the text comes from.
+
+    `pysource`: the Python sources of the running interpreter (real text that every machine has). `files`: local
+    files. `hub`: a data set of the Hugging Face hub. `prepared`: a corpus that is prepared already.
+    """
+
+    files: tuple[str, ...] = ()
+    """For `files`: paths or globs of .txt, .jsonl, .csv, .tsv or .parquet files; .gz, .bz2, .xz and .zst work."""
+
+    dataset: str | None = None
+    """For `hub`: the data set's id, such as `roneneldan/TinyStories`, or a local data set directory."""
+
+    subset: str | None = None
+    """For `hub`: the name of the data set's configuration, where it has several."""
+
+    revision: str | None = None
+    """For `hub`: the commit, branch or tag to read. None takes the newest and records its commit."""
+
+    split: str = "train"
+    """For `hub`: the split to read."""
+
+    text_field: str = "text"
+    """The column or key that holds the text of a document (not used for .txt files)."""
+
+    text_unit: Literal["file", "paragraph", "line"] = "file"
+    """For .txt files: what one document is. A paragraph ends at an empty line."""
+
+    streaming: bool = True
+    """For `hub`: read while downloading, so that `max_bytes` bounds the download. False downloads all first."""
+
+    prepared: str | None = None
+    """For `prepared`: the directory of the corpus. Everything else in this section is then ignored."""
+
+    max_bytes: int | None = None
+    """Take whole documents, in order, up to this many UTF-8 bytes. None takes all, and 32 MB of `pysource`."""
+
+    deduplicate: bool = True
+    """Drop documents whose text was seen before (costs about 100 bytes of memory a document)."""
+
+    validation_fraction: float = 0.02
+    """Share of the documents, chosen by a hash of their text, that is held out for validation."""
+
+    seed: int = 0
+    """Chooses which documents are held out. The order of training is the run's seed, not this one."""
+
+    vocab_size: int = 1024
+    """Number of tokens in the vocabulary, the end-of-text token included (at least 257)."""
+
+    tokenizer: str | None = None
+    """Path of a byte-level `tokenizer.json` to use. None trains one on the training documents."""
+
+    tokenizer_bytes: int = 10_000_000
+    """How many UTF-8 bytes of training text the tokenizer is trained on (about 2 s per 10 MB)."""
+
+    shard_tokens: int = 2**25
+    """Tokens in a shard file; 2^25 tokens are 64 MiB for vocabularies up to 65,536."""
+
+    directory: str = "corpora"
+    """Where prepared corpora are kept, one directory each."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value that cannot work."""
+        for source, key in (("files", "files"), ("hub", "dataset"), ("prepared", "prepared")):
+            given = getattr(self, key)
+            if self.source == source and not given:
+                yield key, f"is required with source: {source}"
+            if given and self.source != source:
+                yield key, f"is given but source is '{self.source}'; set source: {source}"
+        for key in ("subset", "revision"):
+            if getattr(self, key) is not None and self.source != "hub":
+                yield key, f"applies to source: hub, and source is '{self.source}'"
+        if self.vocab_size < BYTE_VOCABULARY:
+            yield (
+                "vocab_size",
+                f"{self.vocab_size} is below {BYTE_VOCABULARY}, the 256 bytes and the end-of-text token",
+            )
+        if self.vocab_size > 2**31:
+            yield "vocab_size", f"{self.vocab_size} is above 2^31"
+        if not 0 < self.validation_fraction < 1:
+            yield "validation_fraction", f"{self.validation_fraction} is not between 0 and 1; usual is 0.02"
+        for key in ("max_bytes", "tokenizer_bytes", "shard_tokens"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield key, f"{value} is below 1"

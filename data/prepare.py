@@ -1,0 +1,245 @@
+"""Prepare a corpus: read the text, train or load the tokenizer, write token shards, each exactly once."""
+
+import dataclasses
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import platform
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.config import DataConfig, DataError
+from data.documents import Document, Tally, documents, is_validation, split_position
+from data.progress import Progress
+from data.shards import (
+    MANIFEST,
+    TOKEN_BYTES,
+    TOKENIZER,
+    Manifest,
+    SplitWriter,
+    TokenizerEntry,
+    read_manifest,
+    sync_directory,
+    write_file,
+    write_manifest,
+)
+from data.sources import Source, open_source
+from data.tokenizer import ByteTokenizer, for_config
+
+FORMAT = 1  # part of every corpus's name: raise it when the same configuration would give other tokens
+_BATCH_BYTES = 2_000_000  # text handed to the tokenizer at once: enough to keep its threads busy
+# Keys that change neither which text is taken nor how it is tokenised, or that a source's identity covers.
+_NOT_IN_NAME = {"files", "dataset", "subset", "revision", "split", "text_field", "text_unit", "source"} | {
+    "streaming",
+    "prepared",
+    "directory",
+    "tokenizer",
+}
+
+
+def prepare(config: DataConfig, progress: bool = True) -> Path:
+    """Return the directory of the prepared corpus, preparing it first when it is not there.
+
+    The directory's name is the source's name and a hash of everything that determines the tokens. Concurrent
+    callers wait for the first; a caller that dies leaves nothing but a hidden directory, which the next one
+    clears.
+
+    Raises:
+        DataError: when the text, the tokenizer or the directory cannot be used.
+    """
+    for key, message in config.problems():
+        raise DataError(f"data.{key}: {message}")
+    if config.source == "prepared":
+        assert config.prepared is not None  # DataConfig.problems
+        read_manifest(Path(config.prepared))
+        return Path(config.prepared)
+    source = open_source(config)
+    name = f"{source.name}-{_name_hash(config, source)}"
+    directory = Path(config.directory) / name
+    if not (directory / MANIFEST).is_file():
+        try:
+            with _lock(Path(config.directory) / f".{name}.lock", progress):
+                if not directory.exists():
+                    _build(config, source, directory, progress)
+        except OSError as error:
+            raise DataError(f"'{directory}' cannot be written: {error.strerror or error}") from error
+    manifest = read_manifest(directory)
+    if manifest.name != name:
+        raise DataError(f"'{directory}' holds the corpus '{manifest.name}'; delete it and prepare it again")
+    return directory
+
+
+def _name_hash(config: DataConfig, source: Source) -> str:
+    parts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_NAME}
+    parts |= {"format": FORMAT, "source": config.source, "identity": source.identity}
+    parts["max_bytes"] = source.max_bytes
+    if config.tokenizer is not None:
+        path = Path(config.tokenizer)
+        parts["tokenizer"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        del parts["tokenizer_bytes"]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _lock(path: Path, progress: bool) -> Iterator[None]:
+    """Hold an exclusive lock that the kernel releases when this process dies, however it dies."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if progress:
+                Progress.say("another process is preparing this corpus; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _build(config: DataConfig, source: Source, directory: Path, progress: bool) -> None:
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by a process that died; the lock says nobody uses it
+    partial.mkdir()
+    try:
+        with Progress(f"preparing {directory.name}", source.max_bytes, progress) as shown:
+            manifest = _write(config, source, partial, directory.name, shown)
+        write_manifest(partial, manifest)
+        sync_directory(partial)
+        partial.rename(directory)
+        sync_directory(directory.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
+    tally = Tally()
+    stream = documents(source.texts(), source.max_bytes, config.deduplicate, tally)
+    head, training_text = _head(config, stream)
+    _require_documents(config, source, tally)
+    tokenizer = for_config(config, training_text)
+    trained_bytes = 0 if config.tokenizer else sum(len(text.encode()) for text in training_text)
+
+    dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    layout = (dtype, config.shard_tokens, tokenizer.token_bytes, tokenizer.end_of_text_id)
+    writers = {split: SplitWriter(partial, split, *layout) for split in ("train", "validation")}
+    largest, least = 0.0, 1.0
+    for batch in _batches(chain(head, stream)):
+        for document, tokens in zip(batch, _encode(tokenizer, batch, config), strict=True):
+            place = split_position(document, config.seed)
+            largest, least = max(largest, place), min(least, place)
+            writers["validation" if is_validation(document, config) else "train"].write(tokens)
+        shown.update(tally.bytes)
+    splits = {split: writer.close() for split, writer in writers.items()}
+    _require_both_splits(config, tally, least, largest)
+
+    tokenizer_json = write_file(partial / TOKENIZER, tokenizer.to_json().encode())
+    token_bytes = write_file(partial / TOKEN_BYTES, tokenizer.token_bytes.astype("<i4").tobytes())
+    return Manifest(
+        schema=1,
+        name=name,
+        dtype="uint16" if dtype.itemsize == 2 else "uint32",
+        tokenizer=TokenizerEntry(
+            sha256=tokenizer_json.sha256,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            end_of_text_id=tokenizer.end_of_text_id,
+            trained_bytes=trained_bytes,
+        ),
+        train=splits["train"],
+        validation=splits["validation"],
+        files=(tokenizer_json, token_bytes),
+        source={"kind": config.source, **source.identity, **source.details, "capped": tally.capped},
+        documents_sha256=tally.sha256,
+        dropped={"empty": tally.empty, "duplicate": tally.duplicate},
+        config=json.loads(json.dumps(dataclasses.asdict(config))),
+        versions=_versions(),
+    )
+
+
+def _head(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document], list[str]]:
+    """Take documents until their training texts suffice for the tokenizer; return both."""
+    head: list[Document] = []
+    training: list[str] = []
+    wanted = 1 if config.tokenizer else config.tokenizer_bytes
+    for document in stream:
+        head.append(document)
+        if not is_validation(document, config):
+            training.append(document.text)
+            wanted -= document.size
+        if wanted <= 0:
+            break
+    return head, training
+
+
+def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    size = 0
+    for document in stream:
+        batch.append(document)
+        size += document.size
+        if size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _encode(tokenizer: ByteTokenizer, batch: list[Document], config: DataConfig) -> Iterator[np.ndarray]:
+    """Yield each document's token ids with the end-of-text token behind, checked byte for byte."""
+    texts = [tokenizer.normalize(document.text) for document in batch]
+    for text, ids in zip(texts, tokenizer.encode(texts), strict=True):
+        tokens = np.array([*ids, tokenizer.end_of_text_id], dtype=np.int64)
+        size = len(text.encode())
+        found = int(tokenizer.token_bytes[tokens].sum(dtype=np.int64))
+        if found != size:
+            raise DataError(
+                f"data.tokenizer: '{config.tokenizer}' turns a document of {size:,} bytes into tokens of "
+                f"{found:,} bytes, so bits per byte would be wrong; use a byte-level BPE that keeps text as it is"
+            )
+        yield tokens
+
+
+def _require_documents(config: DataConfig, source: Source, tally: Tally) -> None:
+    if tally.kept:
+        return
+    if tally.capped:
+        raise DataError(f"data.max_bytes: {source.max_bytes:,} is less than the first document; raise it")
+    raise DataError(f"source '{config.source}' holds no documents with text ({tally.empty} were empty)")
+
+
+def _require_both_splits(config: DataConfig, tally: Tally, least: float, largest: float) -> None:
+    """Refuse a split that leaves one side empty; places in [0, 1) below the fraction are validation."""
+    if least < config.validation_fraction <= largest:
+        return
+    few = f"too little text for a validation split: of {tally.kept} documents none is"
+    if tally.kept == 1:
+        raise DataError(f"{few} left over; bring more, or cut .txt files with data.text_unit: paragraph")
+    if least >= config.validation_fraction:
+        fraction = _between(least, largest)
+        raise DataError(f"{few} held out; set data.validation_fraction: {fraction} or bring more documents")
+    raise DataError(f"{few} left for training; set data.validation_fraction below {largest:.2g}")
+
+
+def _between(least: float, largest: float) -> float:
+    """Return the shortest decimal above `least` and not above `largest`: it holds at least one document out."""
+    for digits in range(1, 17):
+        fraction = round(least + 0.5 * 10**-digits, digits)
+        if least < fraction <= largest:
+            return fraction
+    return largest
+
+
+def _versions() -> dict[str, str]:
+    found: dict[str, Any] = {"python": platform.python_version()}
+    for package in ("tokenizers", "datasets"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,89 @@
+"""Prepare a corpus: text -> byte-level BPE tokenizer -> memory-mapped token shards with a manifest."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
+from data.batches import Manifest, open_corpus
+from data.config import DataConfig, DataError
+from data.prepare import prepare
+
+EPILOG = """\
+Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and vocab_size count tokens.
+
+Examples:
+  python scripts/prepare.py configs/runs/tiny.yaml
+  python scripts/prepare.py configs/runs/tiny.yaml --data.source=files --data.files='[books/*.jsonl.xz]'
+  python scripts/prepare.py configs/runs/tiny.yaml --data.vocab_size=4096 --print-config
+
+An existing corpus is found, not prepared again. Other sections of the file are ignored.
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit code."""
+    parser = argparse.ArgumentParser(
+        prog="prepare.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="a run or sweep YAML with a data: section")
+    parser.add_argument("--print-config", action="store_true", help="print the data section as it is used, and stop")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        config = load_data_config(options.config, overrides)
+        if options.print_config:
+            print(dump_yaml({"data": config}), end="")
+            return 0
+        directory = prepare(config)
+        print(summary(directory, open_corpus(directory).manifest))
+    except (ConfigError, DataError) as error:
+        print(f"prepare.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("prepare.py: interrupted; nothing half done was left behind", file=sys.stderr)
+        return 130
+    return 0
+
+
+def load_data_config(path: Path, overrides: list[str]) -> DataConfig:
+    """Read the `data:` section of a run file, or of the run inside a sweep file."""
+    tree, origin = read_tree(path)
+    sections = [("", tree), *((f"{key}.", value) for key, value in tree.items() if isinstance(value, dict))]
+    prefix, holder = next(((p, s) for p, s in sections if isinstance(s.get("data"), dict)), ("", {}))
+    given = parse_overrides(overrides)
+    if not holder and "data" not in given:
+        raise ConfigError([Problem(str(path), "data", "there is no such section; expected 'data:' with its keys")])
+    if not isinstance(given.get("data", {}), dict):
+        raise ConfigError([Problem("command line", "data", "is a section; overrides look like --data.vocab_size=512")])
+    section: dict[str, Any] = merge(holder.get("data", {}), given.get("data", {}))
+    start = f"{prefix}data."
+    files = {key.removeprefix(start): file for key, file in origin.items() if key.startswith(start)}
+    files |= dict.fromkeys(given.get("data", {}), "command line")
+    return build(DataConfig, section, str(path), files)
+
+
+def summary(directory: Path, manifest: Manifest) -> str:
+    """Return the corpus's main figures, one a line."""
+    lines = [f"corpus      {directory}"]
+    for name, split in (("train", manifest.train), ("validation", manifest.validation)):
+        lines.append(
+            f"{name:<11} {split.tokens:>13,} tokens  {split.documents:>9,} documents  "
+            f"{split.bytes / 1e6:>10,.2f} MB  {split.bytes / split.tokens:.2f} bytes/token  "
+            f"{len(split.shards)} shard{'s' if len(split.shards) > 1 else ''}"
+        )
+    tokenizer = manifest.tokenizer
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    lines += [
+        f"vocabulary  {tokenizer.vocab_size:>13,} tokens  ({manifest.dtype}, sha256 {tokenizer.sha256[:12]})",
+        f"dropped     {dropped}" + ("; the rest was cut off at max_bytes" if manifest.source["capped"] else ""),
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
