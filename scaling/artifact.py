@@ -1,0 +1,102 @@
+"""law.json and what is kept beside it: the fitted law as a file that any later tool can read.
+
+Files appear whole or not at all. Numbers are written in full precision; infinities and not-a-numbers as null.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .laws import LAWS, Array
+
+SCHEMA = 1
+KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate", "excluded", "table_sha256")
+
+
+class ArtifactError(ValueError):
+    """A law.json that cannot be read; the message names file and key."""
+
+
+def plain(value: Any) -> Any:
+    """``value`` in JSON's types: arrays become lists, non-finite numbers null."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` either keeps what it had or has all of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def write_law(directory: Path, law: Mapping[str, Any], draws: Mapping[str, Array] | None = None) -> Path:
+    """Write ``law`` to DIRECTORY/law.json, and the bootstrap draws to draws.npz first, where given."""
+    directory = Path(directory)
+    if draws is not None:
+        import io
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in draws.items()})  # type: ignore[arg-type]
+        write_atomically(directory / "draws.npz", buffer.getvalue())
+    text = json.dumps(plain(law), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    write_atomically(directory / "law.json", text.encode())
+    return directory / "law.json"
+
+
+def read_law(path: str | Path) -> dict[str, Any]:
+    """The content of a law.json (or of the directory that holds one). Raises ArtifactError."""
+    path = Path(path)
+    if path.is_dir():
+        path = path / "law.json"
+    try:
+        law = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ArtifactError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ArtifactError(f"{path}: not JSON: {error}") from error
+    if not isinstance(law, dict):
+        raise ArtifactError(f"{path}: not a law: a JSON object is expected")
+    missing = [key for key in KEYS if key not in law]
+    if missing:
+        raise ArtifactError(f"{path}: not a law: the key {missing[0]!r} is missing")
+    if law["schema"] != SCHEMA:
+        raise ArtifactError(f"{path}: schema {law['schema']!r} is not the {SCHEMA} that this version reads")
+    if law["law"] not in LAWS:
+        raise ArtifactError(f"{path}: unknown law {law['law']!r}; the laws are {', '.join(LAWS)}")
+    return law
+
+
+def read_draws(path: str | Path) -> dict[str, Array]:
+    """The bootstrap draws beside a law.json: parameter name -> (draws,). Raises ArtifactError."""
+    path = Path(path)
+    path = (path if path.is_dir() else path.parent) / "draws.npz"
+    try:
+        with np.load(path) as archive:
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: the bootstrap draws cannot be read: {error}") from error

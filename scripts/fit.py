@@ -1,0 +1,163 @@
+#!/usr/bin/env python
+"""Fit a scaling law to measured losses: point estimates with a certificate, intervals, and a held-out test.
+
+Units: N in parameters, D in tokens, loss in nats per token, C in FLOPs.
+
+    python scripts/fit.py runs/quickstart
+    python scripts/fit.py table.csv --law chinchilla --holdout compute:10x --out fits/table
+
+RUNS_DIR holds one directory a run, each with the record.json of a finished run. TABLE is CSV, JSONL or Parquet with
+columns N, D, loss and optionally run, C, weight. The law is fitted to every row; the held-out rows are predicted by
+a second fit that has not seen them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table as Grid
+
+from scaling.artifact import ArtifactError, write_law
+from scaling.estimate import LOSSES, FitError
+from scaling.laws import LAWS
+from scaling.study import Options, Study, study
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS, Table, TableError, read_table
+from scaling.uncertainty import DRAWS, LEVEL, METHODS
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("source", metavar="RUNS_DIR|TABLE", type=Path)
+    add("--law", default="chinchilla", choices=list(LAWS), help="the law to fit (default: chinchilla)")
+    add("--holdout", help="rows to predict unseen: largest, none, compute:10x, N>=1e9, D>2e10 (default: largest)")
+    add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
+    add("--loss", default="log-huber", choices=LOSSES, help="objective (default: log-huber)")
+    add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
+    add("--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter, as in --pin E=1.69")
+    add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=val_loss")
+    add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
+    add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
+    add("--bootstrap", default="pairs", choices=METHODS, help="how data are resampled (default: pairs)")
+    add("--iid", action="store_true", help="resample rows instead of whole runs")
+    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
+    add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
+    add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
+    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
+    return parser.parse_args()
+
+
+def pairs(items: list[str], option: str) -> dict[str, str]:
+    """NAME=VALUE items as a dictionary. Raises FitError."""
+    for item in items:
+        if "=" not in item:
+            raise FitError(f"{option} {item!r}: write NAME=VALUE")
+    return dict(item.split("=", 1) for item in items)
+
+
+def pinned(items: list[str]) -> dict[str, float]:
+    """The pinned parameters. Raises FitError for a value that is not a number."""
+    values = {}
+    for name, text in pairs(items, "--pin").items():
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise FitError(f"--pin {name}={text}: {text!r} is not a number") from None
+    return values
+
+
+def show(result: Study, table: Table, console: Console) -> None:
+    """Print coefficients, held-out predictions, exclusions and warnings."""
+    law = result.law
+    level = f"{100 * law['level']:g} %"
+    console.print(f"[bold]{law['formula']}[/bold]   {len(law['rows'])} rows, {law['runs']} runs of {table.source}")
+    grid = Grid("parameter", "value", f"{level} interval")
+    for name, value in law["params"].items():
+        low, high = law["intervals"][name]
+        grid.add_row(name, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
+    console.print(grid)
+    certificate = law["certificate"]
+    console.print(
+        f"objective {certificate['objective']:.9g}, gradient norm {certificate['gradient_norm']:.1e}, "
+        f"{certificate['starts_agreeing']} of {certificate['starts']} starts agree, "
+        f"condition number {certificate['condition_number']:.3g}"
+    )
+    if law["holdout"]:
+        grid = Grid("held out", "N", "D", "measured", "predicted", f"{level} interval", "error", "covered")
+        for row in law["holdout"]:
+            grid.add_row(
+                row["run"],
+                f"{row['N']:.4g}",
+                f"{row['D']:.4g}",
+                f"{row['loss']:.4f}",
+                f"{row['predicted']:.4f}",
+                f"{row['low']:.4f} to {row['high']:.4f}",
+                f"{100 * row['error']:+.2f} %",
+                "yes" if row["covered"] else "no",
+            )
+        console.print(grid)
+    for excluded in law["excluded"]:
+        console.print(f"excluded {excluded['row']}: {excluded['reason']}")
+    for warning in law["warnings"]:
+        console.print(f"[yellow]warning {warning['name']}[/yellow]: {warning['message']}; {warning['advice']}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, fit, print, write."""
+    if args.out is None and not args.source.is_dir():
+        raise FitError("--out DIR is needed to fit a table")
+    if not 0 < args.level < 1:
+        raise FitError(f"--level must lie between 0 and 1, not {args.level}")
+    if args.draws < 100:
+        raise FitError(f"--draws must be at least 100, not {args.draws}")
+    if args.seed < 0:
+        raise FitError(f"--seed must not be negative, not {args.seed}")
+    table = read_table(args.source, pairs(args.column, "--column"))
+    table = table.redefine(args.n_definition, args.c_definition)
+    options = Options(
+        law=args.law,
+        holdout=args.holdout,
+        loss=args.loss,
+        delta=args.delta,
+        pinned=pinned(args.pin),
+        starts=args.starts,
+        method=args.bootstrap,
+        clustered=not args.iid,
+        draws=args.draws,
+        level=args.level,
+        seed=args.seed,
+    )
+    result = study(table, options)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    show(result, table, console)
+    out = args.out or args.source
+    written = write_law(out, result.law, result.draws)
+    console.print(f"law: {written}", soft_wrap=True)
+    try:
+        from scaling.report import write_report  # matplotlib is slow to import and not needed before
+    except ModuleNotFoundError:
+        return
+    runs_dir = args.source if args.source.is_dir() else None
+    console.print(f"report: {write_report(result.law, table, result.draws, runs_dir, out)}", soft_wrap=True)
+
+
+def main() -> int:
+    """Entry point: 0, or 1 after one sentence on what was wrong."""
+    args = arguments()
+    try:
+        run(args)
+    except (TableError, FitError, ArtifactError) as error:
+        print(f"fit.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"fit.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
