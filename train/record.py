@@ -1,0 +1,129 @@
+"""`record.json`: everything a fitter needs to know about a run, in one flat object."""
+
+import math
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from model.counts import count_parameters
+from train.config import RunConfig
+from train.topology import Topology
+
+SCHEMA = 1
+
+# Dense bf16 peak in FLOP/s, from the vendors' data sheets; MFU is stated against it.
+_PEAK_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H800": 989e12,
+    "GH200": 989e12,
+    "B200": 2250e12,
+    "A100": 312e12,
+    "A800": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "RTX 4090": 165e12,
+}
+
+
+def device_name() -> str:
+    """Return the accelerator's name, or the processor's."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def peak_flops() -> float | None:
+    """Dense bf16 peak of this device in FLOP/s; None for one that is not in the table, a CPU for instance."""
+    name = device_name()
+    return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)
+
+
+def make_record(
+    run: RunConfig,
+    topology: Topology,
+    val_loss: float,
+    seconds: float,
+    data: dict[str, Any],
+) -> dict[str, Any]:
+    """Describe a finished run.
+
+    Args:
+        run: its configuration.
+        topology: the processes that ran it.
+        val_loss: nats per token on the fixed validation tokens.
+        seconds: time spent in training steps, over all resumes known to this process.
+        data: what is recorded of the corpus, with `validation_bytes_per_token` for the bits per byte.
+    """
+    counts = count_parameters(run.model)
+    return {
+        "schema": SCHEMA,
+        "name": run.name,
+        "complete": True,
+        "tainted": False,
+        "N": counts.total,
+        "N_non_embedding": counts.non_embedding,
+        "N_head": counts.readout_matrix,
+        "N_with_head": counts.with_head,
+        "D": run.tokens,
+        "flops": run.tokens * run.flops_per_token,
+        "flops_6nd": 6 * counts.total * run.tokens,
+        "val_loss": val_loss,
+        "bits_per_byte": val_loss / (math.log(2) * data["validation_bytes_per_token"]),
+        "seed": run.seed,
+        "steps": run.steps,
+        "global_batch": run.train.global_batch,
+        "micro_batch": run.train.micro_batch,
+        "sequence_length": run.train.sequence_length,
+        "tokens_per_step": run.tokens_per_step,
+        "lr": run.optimizer.lr,
+        "weight_decay": run.optimizer.weight_decay,
+        "schedule": run.schedule.kind,
+        "warmup_steps": round(run.schedule.warmup * run.steps),
+        "final_lr_fraction": run.schedule.final if run.schedule.kind != "constant" else 1.0,
+        "n_layer": run.model.n_layer,
+        "d_model": run.model.d_model,
+        "n_head": run.model.n_head,
+        "d_ff": run.model.d_ff,
+        "vocab_size": run.model.vocab_size,
+        "style": run.model.style,
+        "tied": run.model.tied,
+        "precision": run.precision,
+        "world_size": topology.world_size,
+        "data_parallel": topology.data_parallel,
+        "pipeline_stages": topology.pipeline_stages,
+        "zero_stage": run.zero_stage,
+        "seconds": seconds,
+        "device": device_name(),
+        **data,
+        **_versions(),
+    }
+
+
+def _versions() -> dict[str, Any]:
+    versions: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__}
+    for package in ("deepspeed", "scaling-testbed"):
+        try:
+            versions[package.replace("-", "_")] = version(package)
+        except PackageNotFoundError:
+            versions[package.replace("-", "_")] = None
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
+        status = subprocess.run(
+            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
+        )
+        versions["code"] = head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        versions["code"] = None
+    return versions

@@ -1,0 +1,108 @@
+"""Weights & Biases, kept off the critical path.
+
+Everything W&B does happens on one background thread fed by a queue, so that a dead server, a slow network or a
+missing package cannot stop or slow training. `metrics.jsonl` holds the same rows in any case.
+"""
+
+import os
+import queue
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+from train.config import WandbConfig
+
+_START_SECONDS = 30
+_FINISH_SECONDS = 20
+_END = object()
+
+
+class Tracker:
+    """Sends rows to one W&B run; does nothing when disabled."""
+
+    def __init__(self, config: WandbConfig, run_id: str, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
+        """Start the thread.
+
+        Args:
+            config: where to send.
+            run_id: the W&B id, the same when a run is resumed.
+            name: the run's name in W&B.
+            run_dir: where offline files go (`run_dir/wandb`).
+            settings: the full configuration shown in W&B.
+        """
+        self._rows: queue.Queue[Any] = queue.Queue(maxsize=10_000)
+        self._thread: threading.Thread | None = None
+        if config.mode == "disabled":
+            return
+        arguments = {
+            "project": config.project,
+            "entity": config.entity,
+            "group": config.group,
+            "id": run_id,
+            "name": name,
+            "dir": str(run_dir),
+            "config": settings,
+            "resume": "allow",
+            "mode": _mode(config.mode),
+        }
+        self._thread = threading.Thread(target=self._work, args=(arguments,), name="wandb", daemon=True)
+        self._thread.start()
+
+    def log(self, row: dict[str, Any]) -> None:
+        """Queue a row; dropped when W&B is 10,000 rows behind."""
+        if self._thread is not None:
+            try:
+                self._rows.put_nowait(row)
+            except queue.Full:
+                self._thread = None
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Send the summary and wait a little for W&B to take what is queued."""
+        if self._thread is not None:
+            try:
+                self._rows.put_nowait((_END, summary))
+                self._thread.join(timeout=_START_SECONDS + _FINISH_SECONDS)
+            except queue.Full:
+                pass
+
+    def _work(self, arguments: dict[str, Any]) -> None:
+        try:
+            run = _start(arguments)
+            while True:
+                row = self._rows.get()
+                if isinstance(row, tuple) and row[0] is _END:
+                    run.summary.update(row[1])
+                    run.finish()
+                    return
+                run.log(row)
+        except Exception as error:
+            print(f"W&B is off for this run ({type(error).__name__}: {error}); metrics.jsonl is complete", file=sys.stderr)
+
+
+def _mode(mode: str) -> str:
+    if mode != "auto":
+        return mode
+    if os.environ.get("WANDB_MODE") in ("online", "offline", "disabled"):
+        return os.environ["WANDB_MODE"]
+    netrc = Path(os.environ.get("NETRC", Path.home() / ".netrc"))
+    has_key = "WANDB_API_KEY" in os.environ or (netrc.exists() and "wandb" in netrc.read_text(errors="ignore"))
+    return "online" if has_key else "offline"
+
+
+def _start(arguments: dict[str, Any]) -> Any:
+    """Start the W&B run, offline when the server does not answer; tokens are the x-axis."""
+    import wandb
+
+    # Metadata would carry the command line, where a careless user may have put a secret.
+    settings = wandb.Settings(x_disable_meta=True, init_timeout=_START_SECONDS, silent=True, console="off")
+    try:
+        run = wandb.init(**arguments, settings=settings)
+    except Exception as error:
+        if arguments["mode"] != "online":
+            raise
+        print(f"W&B does not answer ({error}); logging offline, upload later with `wandb sync`", file=sys.stderr)
+        run = wandb.init(**arguments | {"mode": "offline"}, settings=settings)
+    run.define_metric("tokens")
+    run.define_metric("*", step_metric="tokens")
+    return run
