@@ -159,7 +159,9 @@ class Readout(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
         """Return (x_BTD, weight_VD)."""
-        return x_BTD, self.weight
+        # A view, because DeepSpeed clears bf16 gradients in a hook on the module's outputs. A bare parameter carries
+        # no such hook, and its gradient could arrive before the hook of `x_BTD` fires, and be lost.
+        return x_BTD, self.weight.view_as(self.weight)
 
 
 class GPT(nn.Module):

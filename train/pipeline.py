@@ -11,7 +11,8 @@ from model.transformer import Block, Embedding, FinalNorm, Positions, Readout
 
 
 def _tied_readout(embedding: Embedding, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
-    return x_BTD, embedding.weight
+    # A view for the reason given in `Readout`.
+    return x_BTD, embedding.weight.view_as(embedding.weight)
 
 
 def _layers(config: ModelConfig) -> list[tuple[str, LayerSpec]]:

@@ -1,0 +1,197 @@
+"""What a sweep will cost, before it starts."""
+
+import heapq
+import json
+import math
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.table import Table
+
+from model.counts import count_parameters
+from train.runstate import complete_record, read_events
+from train.slots import Devices, Pool
+from train.sweep import Run, Sweep, short_count
+
+# Assumed until a run of the sweep has finished; every plan says so.
+_CPU_FLOPS_PER_CORE = 1e10
+_GPU_FLOPS = 1.2e14  # 40 % of an A100's dense bf16 peak
+_STEP_OVERHEAD = {"cpu": 0.010, "gpu": 0.030}  # seconds per optimizer step, whatever the model
+_STARTUP = 12.0  # seconds from launch to the first step, and from the last to the exit
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Times are in seconds, of each run from its beginning to its end."""
+
+    sweep: Sweep
+    devices: Devices
+    seconds: Mapping[str, float]
+    """Expected duration of each run."""
+    basis: str
+    """Where the expectation comes from."""
+
+    def order(self) -> list[Run]:
+        """Return the runs in the order of launching: the longest first, so that none is left to run alone at the end."""
+        return sorted(self.sweep.runs, key=lambda run: -self.seconds[run.name])
+
+    def wall_seconds(self, remaining: Mapping[str, float]) -> float:
+        """Return the time until all runs end, when run `name` still takes `remaining[name]`."""
+        waiting = [run for run in self.order() if remaining.get(run.name, 0) > 0]
+        pool = Pool(self.devices)
+        running: list[tuple[float, int]] = []
+        slots = []
+        now = 0.0
+        while waiting or running:
+            for run in list(waiting):
+                slot = pool.take(run)
+                if slot is not None:
+                    waiting.remove(run)
+                    slots.append(slot)
+                    heapq.heappush(running, (now + remaining[run.name], len(slots) - 1))
+            if not running:
+                return math.inf
+            now, index = heapq.heappop(running)
+            pool.give_back(slots[index])
+        return now
+
+
+def make_plan(sweep: Sweep, devices: Devices) -> Plan:
+    """Estimate the duration of every run, from finished runs of this sweep where there are any."""
+    speeds = measured_speeds(sweep)
+    startup = measured_startup(sweep) or _STARTUP
+    if speeds:
+        step = {run.name: _step_from_siblings(run, speeds) for run in sweep.runs}
+        basis = f"the measured speed of {len(speeds)} finished run{'s' if len(speeds) > 1 else ''} of this sweep"
+    else:
+        rate = sweep.config.flops_per_second or (
+            _GPU_FLOPS if devices.kind == "gpu" else _CPU_FLOPS_PER_CORE * devices.threads
+        )
+        overhead = _STEP_OVERHEAD[devices.kind]
+        workers = {run.name: run.devices if devices.kind == "gpu" else 1 for run in sweep.runs}
+        step = {r.name: overhead + r.config.tokens_per_step * r.config.flops_per_token / rate / workers[r.name] for r in sweep.runs}
+        given = "" if sweep.config.flops_per_second else "an assumed "
+        per = "GPU" if devices.kind == "gpu" else "run"
+        basis = f"{given}{rate:.1e} FLOP/s per {per} and {overhead * 1e3:.0f} ms per step; finished runs will replace it"
+    seconds = {run.name: startup + run.config.steps * step[run.name] for run in sweep.runs}
+    return Plan(sweep, devices, seconds, f"{basis}, and {startup:.0f} s to launch each")
+
+
+def measured_speeds(sweep: Sweep) -> list[tuple[float, float]]:
+    """Return (FLOPs per step and device, seconds per step) of the finished runs, by FLOPs."""
+    speeds = []
+    for run in sweep.runs:
+        if complete_record(run.directory) is None:
+            continue
+        rates = _tokens_per_second(run.directory / "metrics.jsonl")
+        if rates:
+            work = run.config.tokens_per_step * run.config.flops_per_token / run.devices
+            speeds.append((work, run.config.tokens_per_step / statistics.median(rates)))
+    return sorted(speeds)
+
+
+def _tokens_per_second(path: Path) -> list[float]:
+    try:
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    except (OSError, ValueError):
+        return []
+    return [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+
+
+def measured_startup(sweep: Sweep) -> float | None:
+    """Return the seconds that a launch takes beside its training, by the finished runs."""
+    finished = {event["run"]: event for event in read_events(sweep.config.directory) if event["event"] == "complete"}
+    startups = []
+    for run in sweep.runs:
+        record = complete_record(run.directory)
+        if record is not None and run.name in finished and "seconds" in record:
+            startups.append(finished[run.name]["seconds"] - record["seconds"])
+    return max(0.0, statistics.median(startups)) if startups else None
+
+
+def _step_from_siblings(run: Run, speeds: list[tuple[float, float]]) -> float:
+    """Interpolate seconds per step in the logarithm of the work.
+
+    Below the smallest sibling a step takes as long as its step, which is mostly overhead; above the largest, time
+    grows with the work.
+    """
+    work = run.config.tokens_per_step * run.config.flops_per_token / run.devices
+    if work <= speeds[0][0]:
+        return speeds[0][1]
+    if work >= speeds[-1][0]:
+        return speeds[-1][1] * work / speeds[-1][0]
+    upper = next(i for i, (known, _) in enumerate(speeds) if known >= work)
+    (w0, t0), (w1, t1) = speeds[upper - 1], speeds[upper]
+    share = math.log(work / w0) / math.log(w1 / w0)
+    return math.exp((1 - share) * math.log(t0) + share * math.log(t1))
+
+
+# ---------------------------------------------------------------------------------------- presentation
+
+
+def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
+    """Return the table of all runs; `states` says of each run how far it is."""
+    table = Table(title=f"{plan.sweep.config.name}: {len(plan.sweep.runs)} runs on {plan.devices}", title_justify="left")
+    table.add_column("run")
+    columns = "N|non-emb.|head|D|D/N|batch|lr|steps|FLOPs|6ND|devices|time|state"
+    for heading in columns.split("|"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run in plan.sweep.runs:
+        config, counts = run.config, count_parameters(run.config.model)
+        table.add_row(
+            run.name,
+            short_count(counts.total),
+            short_count(counts.non_embedding),
+            short_count(counts.readout_matrix),
+            short_count(config.tokens),
+            f"{config.tokens / counts.total:.3g}",
+            f"{config.train.micro_batch}×{run.accumulation}×{run.data_parallel}",
+            f"{config.optimizer.lr:.3g}",
+            f"{config.steps:,}",
+            f"{config.tokens * config.flops_per_token:.2e}",
+            f"{6 * counts.total * config.tokens:.2e}",
+            str(run.devices),
+            duration(plan.seconds[run.name]),
+            states[run.name],
+        )
+    return table
+
+
+def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
+    """Return the totals, the time and the cost, one a line."""
+    runs, config = plan.sweep.runs, plan.sweep.config
+    left = {run.name: plan.seconds[run.name] for run in runs if states[run.name] != "complete"}
+    flops = sum(run.config.tokens * run.config.flops_per_token for run in runs)
+    device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / 3600
+    lines = [
+        "N: all parameters; non-emb.: without embeddings and head; head: the matrix that makes the logits, tied or not; "
+        "D: tokens; batch: sequences, micro × accumulation × data parallel",
+        f"total      {short_count(sum(run.config.tokens for run in runs))} tokens, {flops:.3g} FLOPs, "
+        f"{device_hours:.3g} device-hours",
+    ]
+    if config.lr is not None:
+        lines.append(f"lr         {config.lr.reference:g} × (d_model / {config.lr.d_model})^{config.lr.power:g}, or as stated")
+    done = f" ({len(runs) - len(left)} of {len(runs)} complete)" if len(left) < len(runs) else ""
+    lines.append(f"time       about {duration(plan.wall_seconds(left))}{done}, from {plan.basis}")
+    if config.price_per_device_hour is not None:
+        price = config.price_per_device_hour
+        hours_left = sum(plan.seconds[run.name] * run.devices for run in runs if run.name in left) / 3600
+        lines.append(
+            f"cost       {device_hours * price:,.2f} in all, {hours_left * price:,.2f} still to spend, "
+            f"at {price:g} per device-hour"
+        )
+    return lines
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people: 45s, 12m, 3.4h, 2.5d."""
+    if not math.isfinite(seconds):
+        return "?"
+    for size, unit in ((86_400, "d"), (3600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}{unit}"
+    return f"{seconds / 60:.0f}m" if seconds >= 120 else f"{seconds:.0f}s"
+
+

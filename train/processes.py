@@ -1,0 +1,85 @@
+"""Find and end every process of a run, whoever its parent is by now.
+
+The `deepspeed` launcher leaves its workers behind when it is signalled or killed, and helpers of theirs may have started
+sessions of their own. What no descendant loses is its environment: each run's processes carry the run's directory in it.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+MARK = "SCALING_TESTBED_RUN"
+"""Environment variable that holds the directory of the run that a process belongs to."""
+
+
+def processes_of(directory: Path) -> list[psutil.Process]:
+    """Return the live processes of the run in `directory`, or of all runs directly inside it."""
+    return [process for process, run in marked_processes() if directory.resolve() in (run, run.parent)]
+
+
+def marked_processes() -> list[tuple[psutil.Process, Path]]:
+    """Return all live processes of this user that belong to a run, each with the run's directory."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.uids().real == os.getuid() and (run := process.environ().get(MARK)):
+                found.append((process, Path(run)))
+        except (psutil.Error, OSError):  # gone, or a zombie
+            continue
+    return found
+
+
+def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: False) -> int:
+    """End all processes of the run in `directory`, or of all runs inside it; return how many there were.
+
+    All training processes are asked at the same moment (SIGTERM), because they can only save together; the launcher
+    would ask them one after another, and ends by itself when they have. What is left after `grace` seconds, or as
+    soon as `hurry()` is true, is killed.
+    """
+    found = processes_of(directory)
+    workers = [process for process in found if _is_worker(process)]
+    for process in workers or found:
+        _signal(process.terminate)
+    deadline = time.monotonic() + grace
+    while (left := processes_of(directory)) and time.monotonic() < deadline and not hurry():
+        time.sleep(0.05)
+    deadline = time.monotonic() + 30  # a process stuck in the kernel cannot be killed; do not wait for it for ever
+    while left and time.monotonic() < deadline:
+        for process in left:
+            _signal(process.kill)
+        time.sleep(0.05)
+        left = processes_of(directory)
+    return len(found)
+
+
+def _is_worker(process: psutil.Process) -> bool:
+    try:
+        return "RANK" in process.environ()
+    except (psutil.Error, OSError):
+        return False
+
+
+def _signal(send: Callable[[], None]) -> None:
+    try:
+        send()
+    except (psutil.Error, OSError):
+        pass
+
+
+def start_guard(directory: Path, grace: float) -> subprocess.Popen[bytes]:
+    """Start a process that ends all runs inside `directory` when this process is gone, however it went.
+
+    The guard waits for the end of its standard input, which the kernel closes with us.
+    """
+    command = [sys.executable, "-m", "train.processes", str(directory.resolve()), str(grace)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    stop(Path(sys.argv[1]), float(sys.argv[2]))

@@ -1,0 +1,194 @@
+"""Places for runs: cores of this machine, its GPUs, or the GPUs of a hostfile."""
+
+import glob
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from configs.reader import ConfigError, Problem
+from train.sweep import Run, Sweep, SweepConfig
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The devices that one run has to itself."""
+
+    devices: tuple[tuple[str, tuple[int, ...]], ...]
+    """(host, device numbers) for every host."""
+
+
+@dataclass(frozen=True)
+class Devices:
+    """All that runs can be placed on."""
+
+    kind: Literal["cpu", "gpu"]
+    hosts: Mapping[str, tuple[int, ...]]
+    """Host -> device numbers. On a CPU a device is a share of `threads` cores, and holds one run."""
+    threads: int = 1
+    """Cores of a run on a CPU."""
+    hostfile: Path | None = None
+    parallel_runs: int | None = None
+
+    @property
+    def total(self) -> int:
+        """Number of devices."""
+        return sum(len(numbers) for numbers in self.hosts.values())
+
+    def problem(self, run: Run) -> str | None:
+        """Say why a run can never be placed, or None."""
+        if self.kind == "cpu" or Pool(self).take(run) is not None:
+            return None
+        have = ", ".join(f"{len(numbers)} on {host}" for host, numbers in self.hosts.items()) or "none on this machine"
+        if run.devices <= self.total:
+            return f"{run.devices} GPUs are more than one machine has ({have}) and do not fill whole machines"
+        return f"{run.devices} GPUs are needed, and there are {have}"
+
+    def __str__(self) -> str:
+        if self.kind == "cpu":
+            return f"{self.total} x {self.threads} CPU core{'s' if self.threads > 1 else ''}"
+        return f"{self.total} GPU{'s' if self.total != 1 else ''}" + (
+            f" on {len(self.hosts)} machines" if len(self.hosts) > 1 else ""
+        )
+
+
+@dataclass
+class Pool:
+    """Hands out devices; each is with one run at a time."""
+
+    devices: Devices
+    _free: dict[str, list[int]] = field(init=False)
+    _taken: int = field(init=False, default=0)
+
+    def __post_init__(self) -> None:
+        self._free = {host: list(numbers) for host, numbers in self.devices.hosts.items()}
+
+    def take(self, run: Run) -> Slot | None:
+        """Return devices for a run, or None while there are not enough.
+
+        A run goes onto one machine, the one that it fills best; one that is too large for any goes onto whole machines.
+        """
+        if self.devices.parallel_runs is not None and self._taken >= self.devices.parallel_runs:
+            return None
+        count = 1 if self.devices.kind == "cpu" else run.devices
+        fitting = [host for host, free in self._free.items() if len(free) >= count]
+        if fitting:
+            return self._hand_out({min(fitting, key=lambda host: len(self._free[host])): count})
+        whole: dict[str, int] = {}
+        for host, numbers in self.devices.hosts.items():
+            if numbers and len(self._free[host]) == len(numbers) <= count - sum(whole.values()):
+                whole[host] = len(numbers)
+        return self._hand_out(whole) if len(whole) > 1 and sum(whole.values()) == count else None
+
+    def _hand_out(self, counts: Mapping[str, int]) -> Slot:
+        taken = tuple((host, tuple(self._free[host][:count])) for host, count in counts.items())
+        for host, count in counts.items():
+            del self._free[host][:count]
+        self._taken += 1
+        return Slot(taken)
+
+    def give_back(self, slot: Slot) -> None:
+        """Take devices back."""
+        for host, numbers in slot.devices:
+            self._free[host] = sorted([*self._free[host], *numbers])
+        self._taken -= 1
+
+
+# ------------------------------------------------------------------------------------------ detection
+
+
+def find_devices(config: SweepConfig) -> Devices:
+    """Find what a sweep may run on.
+
+    Raises:
+        ConfigError: for a hostfile that cannot be read, or GPU numbers that the launcher does not understand.
+    """
+    if config.hostfile is not None:
+        path = Path(config.hostfile)
+        return Devices("gpu", read_hostfile(path), hostfile=path.resolve(), parallel_runs=config.parallel_runs)
+    gpus = () if config.device == "cpu" else local_gpus()
+    if gpus or config.device == "gpu":
+        return Devices("gpu", {"localhost": gpus} if gpus else {}, parallel_runs=config.parallel_runs)
+    threads = config.threads_per_run or config.devices_per_run
+    shares = max(1, available_cores() // threads)
+    return Devices("cpu", {"localhost": tuple(range(shares))}, threads, parallel_runs=config.parallel_runs)
+
+
+def require_devices(sweep: Sweep, devices: Devices) -> None:
+    """Raise `ConfigError` when some run can never be placed."""
+    problems = {devices.problem(run): run for run in reversed(sweep.runs)}
+    found = [Problem(f"run {run.name}", "devices_per_run", text) for text, run in problems.items() if text is not None]
+    if found:
+        raise ConfigError(found)
+
+
+def as_if(devices: Devices, sweep: Sweep) -> Devices:
+    """Return `devices`, or one machine that holds the largest run where some run cannot be placed on them."""
+    if all(devices.problem(run) is None for run in sweep.runs):
+        return devices
+    return Devices("gpu", {"one machine": tuple(range(max(run.devices for run in sweep.runs)))})
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use: its affinity, within the limit of its container (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):
+        return cores
+
+
+def local_gpus() -> tuple[int, ...]:
+    """Return the numbers of this machine's GPUs that torch can use and CUDA_VISIBLE_DEVICES allows."""
+    if os.environ.get("DS_ACCELERATOR") == "cpu":
+        return ()
+    if not (glob.glob("/dev/nvidia[0-9]*") or os.path.exists("/dev/kfd") or shutil.which("nvidia-smi")):
+        return ()
+    # In a process of its own: torch takes seconds to import and would hold memory on a GPU.
+    count = "import torch; print(torch.cuda.device_count())"
+    result = subprocess.run([sys.executable, "-c", count], capture_output=True, text=True)
+    available = int(result.stdout) if result.returncode == 0 else 0
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not allowed or not available:
+        return tuple(range(available))
+    if not re.fullmatch(r"\s*\d+\s*(,\s*\d+\s*)*", allowed):
+        message = f"'{allowed}' is not a list of numbers such as 0,1, and the deepspeed launcher takes no other"
+        raise ConfigError([Problem("environment", "CUDA_VISIBLE_DEVICES", message)])
+    return tuple(int(number) for number in allowed.split(","))[:available]
+
+
+def read_hostfile(path: Path) -> dict[str, tuple[int, ...]]:
+    """Read `host slots=N` lines, as DeepSpeed does. Raises `ConfigError` with every problem."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([Problem(str(path), "", f"cannot be read: {error}")]) from None
+    hosts: dict[str, tuple[int, ...]] = {}
+    problems = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        match = re.match(r"\s*([A-Za-z0-9][\w.-]*)\s+slots=(\d+)", line)
+        if match is None:
+            problems.append(Problem(str(path), f"line {number}", f"{line.strip()!r} is not of the form 'host slots=8'"))
+        elif match[1] in hosts:
+            problems.append(Problem(str(path), f"line {number}", f"the host '{match[1]}' is given twice"))
+        else:
+            hosts[match[1]] = tuple(range(int(match[2])))
+    if not hosts and not problems:
+        problems.append(Problem(str(path), "", "names no host; expected lines of the form 'host slots=8'"))
+    if problems:
+        raise ConfigError(problems)
+    return hosts
+
+
+def is_local(host: str) -> bool:
+    """Return whether a name of a hostfile is this machine."""
+    return host in ("localhost", "127.0.0.1", socket.gethostname(), socket.getfqdn())

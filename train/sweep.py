@@ -1,0 +1,412 @@
+"""Sweeps: one YAML file that expands into the runs of a ladder.
+
+The runs are the full factorial of `axes`, and then `points`. Each is laid over `run`, which is laid over the run file
+`base`; the command line is laid over all of them.
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_type_hints
+
+from configs.reader import ConfigError, Problem, Tree, build, check, config, merge, parse_overrides, read_tree
+from model.config import ModelConfig
+from model.counts import count_parameters, training_flops_per_token
+from train.config import RunConfig, batch_problem, expand_run
+
+_DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
+_BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
+# Keys that say where and how fast a run is computed, not what: they stay out of its name when a point sets them.
+_NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch", "train.compile", "train.activation_checkpointing")
+_NOT_IN_NAME_SECTIONS = ("checkpoint.", "evaluate.", "parallel.", "wandb.")
+
+
+@config
+class LrRule:
+    """Peak learning rate by width: lr = reference * (model.d_model / d_model)^power."""
+
+    reference: float
+    """Peak learning rate at the reference width."""
+    d_model: int
+    """The reference width."""
+    power: float
+    """How the rate changes with width; -1 is Adam's in muP (Yang et al. 2022, arXiv 2203.03466), 0 keeps it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        for key in ("reference", "d_model"):
+            if getattr(self, key) <= 0:
+                yield key, f"{getattr(self, key)} must be above 0"
+
+    def at(self, d_model: int) -> float:
+        """Return the rate at a width, to six digits, so that it prints as it is used."""
+        return float(f"{self.reference * (d_model / self.d_model) ** self.power:.6g}")
+
+
+@config
+class SweepConfig:
+    """A ladder of runs and what they are run on."""
+
+    name: str
+    """Name of the sweep and of its group in W&B: letters, digits, '.', '_' and '-'."""
+    base: str
+    """The run file that every run starts from; relative to the file that names it."""
+    run: dict[str, Any] = field(default_factory=dict)
+    """Keys of a run, laid over `base` for every run."""
+    axes: dict[str, list[Any]] = field(default_factory=dict)
+    """Dotted key of a run -> its values; every combination becomes a run.
+
+    Beside the keys of a run, `tokens_per_parameter` (train.tokens = that times N, embeddings counted), `flops`
+    (train.tokens = that over the exact FLOPs per token; an IsoFLOP profile) and `devices_per_run` can vary.
+    """
+    points: list[dict[str, Any]] = field(default_factory=list)
+    """Further runs, each given by its keys; the same keys as in `axes`, and `name`."""
+    lr: LrRule | None = None
+    """Learning rate by width; an `optimizer.lr` in `axes`, in `points` or on the command line wins."""
+    runs_dir: str | None = None
+    """Where the runs go, one directory each; null: runs/NAME."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """What to run on; `auto`: the GPUs of this machine or of `hostfile`, or the CPU where there are none."""
+    hostfile: str | None = None
+    """Machines to run on, a line `host slots=GPUS` each, as DeepSpeed takes it; null: this machine."""
+    devices_per_run: int = 1
+    """GPUs a run trains on; on a CPU, processes."""
+    threads_per_run: int | None = None
+    """CPU cores a run is given, shared by its processes; null: one for each. Not used on GPUs."""
+    parallel_runs: int | None = None
+    """Runs at a time at most, to spare memory; null: as many as the devices hold."""
+    launcher_args: list[str] = field(default_factory=list)
+    """More arguments for the `deepspeed` launcher, such as [--launcher, slurm]."""
+    retries: int = 0
+    """Times that a run is launched again after it failed; a mistake in its input or a divergence is not retried."""
+    grace_seconds: float = 60.0
+    """Time that runs are given to end after Ctrl-C or SIGTERM, before they are killed."""
+    flops_per_second: float | None = None
+    """Training FLOP/s of one device, for the time estimate while no run of this sweep has finished."""
+    price_per_device_hour: float | None = None
+    """Price of one device for one hour, in any currency, for the cost estimate."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value that cannot work."""
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,99}", self.name):
+            yield (
+                "name",
+                f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
+            )
+        for key in ("devices_per_run", "threads_per_run", "parallel_runs"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                yield key, f"{value} must be at least 1"
+        for key in ("retries", "grace_seconds", "price_per_device_hour"):
+            value = getattr(self, key)
+            if value is not None and value < 0:
+                yield key, f"{value} must not be negative"
+        if self.flops_per_second is not None and self.flops_per_second <= 0:
+            yield "flops_per_second", f"{self.flops_per_second} must be above 0"
+        if self.hostfile is not None and self.device == "cpu":
+            yield "device", "cpu does not work with a hostfile, whose slots are GPUs; nearest is 'gpu'"
+        if self.lr is not None and "optimizer.lr" in _leaves(_nest(self.run)):
+            yield "run.optimizer.lr", "is given beside the rule `lr`; leave one out (lr: null)"
+
+    @property
+    def directory(self) -> Path:
+        """Where the runs go."""
+        return Path(self.runs_dir) if self.runs_dir is not None else Path("runs") / self.name
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a sweep."""
+
+    config: RunConfig
+    devices: int
+    """GPUs, or processes on a CPU."""
+    directory: Path
+
+    @property
+    def name(self) -> str:
+        """The name of the run and of its directory."""
+        return self.config.name
+
+    @property
+    def data_parallel(self) -> int:
+        """Number of model replicas."""
+        return self.devices // self.config.parallel.pipeline_stages
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches per optimizer step on each replica."""
+        return self.config.train.global_batch // (self.config.train.micro_batch * self.data_parallel)
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep, expanded."""
+
+    config: SweepConfig
+    runs: tuple[Run, ...]
+
+
+def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
+    """Read a sweep file and expand it.
+
+    Args:
+        path: the YAML file.
+        overrides: `--a.b=c` arguments. One whose first key is a key of `SweepConfig` sets that; any other is a key of
+            every run, wins over the file and, where the file has an axis of that name, narrows it to this value.
+
+    Raises:
+        ConfigError: with every problem of the sweep and of all its runs.
+    """
+    path = Path(path)
+    tree, origin = read_tree(path)
+    for_sweep, for_runs = _route(parse_overrides(overrides or []))
+    tree_axes, given_axes = tree.pop("axes", {}), for_sweep.pop("axes", {})
+    found: list[Problem] = []
+    axes = _read_axes(tree_axes, str(path), found) | _read_axes(given_axes, "command line", found)
+    tree = merge(tree, for_sweep) | {"axes": _narrow(axes, for_runs)}
+    if isinstance(base := tree.get("base"), str) and "base" not in for_sweep:
+        tree["base"] = str(Path(origin["base"]).parent / base)
+    if not found:
+        origin |= dict.fromkeys(for_sweep, "command line")
+        sweep = build(SweepConfig, tree, str(path), origin)
+        return Sweep(sweep, _expand(sweep, str(path), origin, for_runs))
+    raise ConfigError(found)
+
+
+# --------------------------------------------------------------------------------------- reading keys
+
+
+def _route(given: Tree) -> tuple[Tree, Tree]:
+    """Split command-line keys into those of the sweep and those of its runs."""
+    sweep_keys = {f.name for f in fields(SweepConfig)}
+    run_keys = {f.name for f in fields(RunConfig)} | set(_DERIVED_BUDGETS)
+    unknown = [key for key in given if key not in sweep_keys | run_keys]
+    if unknown:
+        raise ConfigError([Problem("command line", key, _unknown(key, sweep_keys | run_keys)) for key in unknown])
+    return (
+        {key: value for key, value in given.items() if key in sweep_keys},
+        {key: value for key, value in given.items() if key not in sweep_keys},
+    )
+
+
+def _unknown(key: str, valid: set[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(valid), n=1, cutoff=0.5)
+    return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}")
+
+
+def _read_axes(tree: Any, source: str, found: list[Problem]) -> dict[str, list[Any]]:
+    """Flatten axes, written dotted or nested, to dotted keys."""
+    if not isinstance(tree, dict):
+        found.append(Problem(source, "axes", "must be a mapping of run keys to lists of values"))
+        return {}
+    axes: dict[str, list[Any]] = {}
+    for key, values in _leaves(tree).items():
+        if not isinstance(values, list) or not values:
+            found.append(Problem(source, f"axes.{key}", f"{values!r} is not a list of values; write [{values}]"))
+        elif key in axes:
+            found.append(Problem(source, f"axes.{key}", "is given twice"))
+        else:
+            axes[key] = values
+    return axes
+
+
+def _narrow(axes: dict[str, list[Any]], for_runs: Tree) -> dict[str, list[Any]]:
+    """Let the command line replace the values of an axis by one."""
+    given = _leaves(for_runs)
+    if _budgets(given):
+        axes = {key: values for key, values in axes.items() if key not in _BUDGETS or key in given}
+    return {key: [given[key]] if key in given else values for key, values in axes.items()}
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _leaves(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _nest(tree: Mapping[str, Any]) -> Tree:
+    """Undo dotted keys."""
+    nested: Tree = {}
+    for key, value in tree.items():
+        node = _nest(value) if isinstance(value, dict) else value
+        for part in reversed(key.split(".")):
+            node = {part: node}
+        nested = merge(nested, node)
+    return nested
+
+
+def _budgets(leaves: Mapping[str, Any]) -> bool:
+    return any(leaves.get(key) is not None for key in _BUDGETS)
+
+
+def _lay(upper: Tree, lower: Tree) -> Tree:
+    """Merge two layers of a run; a budget in the upper one replaces the lower one's, whatever it is stated in."""
+    if _budgets(_leaves(upper)):
+        lower = _nest({key: value for key, value in _leaves(lower).items() if key not in _BUDGETS})
+    return merge(lower, upper)
+
+
+# ------------------------------------------------------------------------------------------ expansion
+
+
+def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs: Tree) -> tuple[Run, ...]:
+    """Build all runs, or raise `ConfigError` with the problems of all."""
+    base, run_origin = read_tree(Path(sweep.base))
+    common = _nest(sweep.run)
+    run_origin |= {key.removeprefix("run."): file for key, file in origin.items() if key.startswith("run.")}
+    lowest = _lay(common, base)
+    combinations = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
+    choices = [_nest(c) for c in combinations if c or not sweep.points] + [_nest(p) for p in sweep.points]
+
+    runs: list[Run] = []
+    problems: dict[Problem, list[str]] = {}
+    for chosen in choices:
+        files = run_origin | dict.fromkeys(_leaves(chosen), source) | dict.fromkeys(_leaves(for_runs), "command line")
+        try:
+            runs.append(_build_run(sweep, _lay(for_runs, _lay(chosen, lowest)), chosen, lowest, files, for_runs))
+        except ConfigError as error:
+            label = ", ".join(f"{key}={value}" for key, value in _leaves(chosen).items())
+            for problem in error.problems:
+                problems.setdefault(problem, []).append(label)
+    names: dict[str, int] = {}
+    for run in runs:
+        names[run.name] = names.get(run.name, 0) + 1
+    for name, count in names.items():
+        if count > 1:
+            message = f"{count} runs would be named '{name}'; give each of these points a name, or drop the repeated values"
+            problems[Problem(source, "axes" if not sweep.points else "points", message)] = []
+    if problems:
+        raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
+    return tuple(runs)
+
+
+def _told_once(problem: Problem, where: list[str], runs: int) -> Problem:
+    """Say of a problem which runs have it, unless all do."""
+    if not where or len(where) == runs:
+        return problem
+    shown = "; ".join(where[:3]) + ("; ..." if len(where) > 3 else "")
+    return Problem(problem.source, problem.key, f"{problem.message} (in {len(where)} of {runs} runs: {shown})")
+
+
+def _build_run(
+    sweep: SweepConfig, tree: Tree, chosen: Tree, lowest: Tree, origin: Mapping[str, str], for_runs: Tree
+) -> Run:
+    """Turn the merged keys of one run into a `Run`."""
+    keeps_lr = "optimizer.lr" in _leaves(chosen).keys() | _leaves(for_runs).keys()
+    devices = tree.get("devices_per_run", sweep.devices_per_run)
+    keys = {key: value for key, value in tree.items() if key != "devices_per_run"} | {"name": "unnamed"}
+    run = build(RunConfig, keys, sweep.base, origin, lambda keys: _fill_in(keys, sweep, keeps_lr))
+    problem = _device_problem(run, devices)
+    if problem:
+        key, message = problem
+        raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
+    name = _leaves(chosen).get("name") or _run_name(run, tree, chosen, lowest)
+    for key, message in check(run := replace(run, name=name)):
+        raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
+    return Run(run, devices, sweep.directory / name)
+
+
+def _fill_in(tree: Tree, sweep: SweepConfig, keeps_lr: bool) -> Tree:
+    """Derive what the sweep derives from the size of a run: its learning rate and its tokens."""
+    budget = {key: tree[key] for key in _DERIVED_BUDGETS if tree.get(key) is not None}
+    tree = expand_run({key: value for key, value in tree.items() if key not in _DERIVED_BUDGETS})
+    optimizer, wandb = tree.get("optimizer", {}), tree.get("wandb", {})
+    d_model = tree["model"].get("d_model")
+    if sweep.lr is not None and not keeps_lr and isinstance(optimizer, dict) and isinstance(d_model, int):
+        tree["optimizer"] = optimizer | {"lr": sweep.lr.at(max(1, d_model))}
+    if isinstance(wandb, dict) and wandb.get("group") is None:
+        tree["wandb"] = wandb | {"group": sweep.name}
+    if budget:
+        tree["train"] = tree["train"] | {"tokens": _derived_tokens(budget, tree), "steps": None}
+    return tree
+
+
+def _derived_tokens(budget: Mapping[str, Any], tree: Tree) -> int:
+    """Return the training tokens D that a ratio to N, or a number of FLOPs, comes to."""
+    if len(budget) > 1:
+        raise ConfigError([Problem("", "flops", "is given beside tokens_per_parameter; leave one out")])
+    ((key, value),) = budget.items()
+    if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
+        raise ConfigError([Problem("", key, f"{value!r} is not a number above 0")])
+    length = tree["train"].get("sequence_length")
+    try:
+        model = build(ModelConfig, tree["model"], "")
+    except ConfigError:
+        return 1  # the caller builds the whole run next, and says what is wrong with its model
+    if key == "tokens_per_parameter":
+        return max(1, round(value * count_parameters(model).total))
+    return max(1, round(value / training_flops_per_token(model, length))) if isinstance(length, int) else 1
+
+
+def _device_problem(run: RunConfig, devices: Any) -> tuple[str, str] | None:
+    if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
+        return "devices_per_run", f"{devices!r} is not a whole number above 0"
+    stages = run.parallel.pipeline_stages
+    if devices % stages:
+        near = max(stages, round(devices / stages) * stages)
+        return "devices_per_run", f"{devices} does not divide into pipelines of {stages} stages; nearest is {near}"
+    problem = batch_problem(run, devices // stages)
+    if problem is None:
+        return None
+    key, message = problem.split(": ", 1)
+    return key, message
+
+
+# ---------------------------------------------------------------------------------------------- names
+
+
+def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> str:
+    """Name a run after its size, its tokens and whatever else it was chosen to differ in.
+
+    A value equal to the base's is not named, so that adding an axis to a sweep keeps the names of the runs it had.
+    """
+    size = run.model.size or f"L{run.model.n_layer}-d{run.model.d_model}"
+    named = {"model.size"} if run.model.size else {"model.size", "model.n_layer", "model.d_model"}
+    wanted, below = _leaves(requested), _leaves(lowest)
+    parts = [size, _budget_word(run, wanted)]
+    for key in _leaves(chosen):
+        is_named = key in named or key in _BUDGETS or key in _NOT_IN_NAME or key.startswith(_NOT_IN_NAME_SECTIONS)
+        if not is_named and wanted[key] != below.get(key, _default(RunConfig, key)):
+            parts.append(_word(key.rsplit(".", 1)[-1], wanted[key]))
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
+
+
+def _budget_word(run: RunConfig, wanted: Mapping[str, Any]) -> str:
+    if wanted.get("tokens_per_parameter") is not None:
+        return f"{wanted['tokens_per_parameter']:g}tpp"
+    if wanted.get("flops") is not None:
+        return f"{wanted['flops']:.4g}flop".replace("+", "")
+    return f"{short_count(wanted.get('train.tokens') or run.tokens)}tok"
+
+
+def short_count(count: float) -> str:
+    """Write a count to four digits: 1_000_000 as 1.0M, 131_072 as 131.1k."""
+    exponent = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
+    digits = f"{count / 1000**exponent:.4g}"
+    return (digits if "." in digits or len(digits) > 1 or not exponent else f"{digits}.0") + " kMBT"[exponent].strip()
+
+
+def _word(key: str, value: Any) -> str:
+    if isinstance(value, bool) or value is None:
+        return f"{key}-{str(value).lower()}"
+    if isinstance(value, str):
+        return value
+    return f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}"
+
+
+def _default(cls: Any, key: str) -> Any:
+    """Return the default of a dotted key, or MISSING."""
+    head, _, rest = key.partition(".")
+    if not is_dataclass(cls) or head not in (known := {f.name: f for f in fields(cls)}):
+        return MISSING
+    return _default(get_type_hints(cls)[head], rest) if rest else known[head].default
