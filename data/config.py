@@ -24,7 +24,10 @@ class DataConfig:
     """
 
     files: tuple[str, ...] = ()
-    """For `files`: paths or globs of .txt, .jsonl, .csv, .tsv or .parquet files; .gz, .bz2, .xz and .zst work."""
+    """For `files`: paths or globs, from the working directory, of .txt, .jsonl, .csv, .tsv or .parquet files.
+
+    They may be compressed: .gz, .bz2, .xz or .zst.
+    """
 
     dataset: str | None = None
     """For `hub`: the data set's id, such as `roneneldan/TinyStories`, or a local data set directory."""
@@ -48,7 +51,7 @@ class DataConfig:
     """For `hub`: read while downloading, so that `max_bytes` bounds the download. False downloads all first."""
 
     prepared: str | None = None
-    """For `prepared`: the directory of the corpus. Everything else in this section is then ignored."""
+    """For `prepared`: the directory of the corpus. `vocab_size` must match it; the other keys are ignored."""
 
     max_bytes: int | None = None
     """Take whole documents, in order, up to this many UTF-8 bytes. None takes all, and 32 MB of `pysource`."""

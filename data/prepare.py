@@ -58,7 +58,12 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
         raise DataError(f"data.{key}: {message}")
     if config.source == "prepared":
         assert config.prepared is not None  # DataConfig.problems
-        read_manifest(Path(config.prepared))
+        size = read_manifest(Path(config.prepared)).tokenizer.vocab_size
+        if size != config.vocab_size:
+            raise DataError(
+                f"data.vocab_size: {config.vocab_size} does not match '{config.prepared}', whose vocabulary has "
+                f"{size} tokens; set vocab_size: {size}"
+            )
         return Path(config.prepared)
     source = open_source(config)
     name = f"{source.name}-{_name_hash(config, source)}"
@@ -120,19 +125,21 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
 def _write(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
     tally = Tally()
     stream = documents(source.texts(), source.max_bytes, config.deduplicate, tally)
-    head, training_text = _head(config, stream)
+    head, training_text, whole = _head(config, stream)
     _require_documents(config, source, tally)
+    least, largest = _extremes(head, config.seed)
+    if whole:  # say so before the tokenizer says that the text is too short for it
+        _require_both_splits(config, tally, least, largest)
     tokenizer = for_config(config, training_text)
     trained_bytes = 0 if config.tokenizer else sum(len(text.encode()) for text in training_text)
 
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     layout = (dtype, config.shard_tokens, tokenizer.token_bytes, tokenizer.end_of_text_id)
     writers = {split: SplitWriter(partial, split, *layout) for split in ("train", "validation")}
-    largest, least = 0.0, 1.0
     for batch in _batches(chain(head, stream)):
+        low, high = _extremes(batch, config.seed)
+        least, largest = min(least, low), max(largest, high)
         for document, tokens in zip(batch, _encode(tokenizer, batch, config), strict=True):
-            place = split_position(document, config.seed)
-            largest, least = max(largest, place), min(least, place)
             writers["validation" if is_validation(document, config) else "train"].write(tokens)
         shown.update(tally.bytes)
     splits = {split: writer.close() for split, writer in writers.items()}
@@ -162,8 +169,11 @@ def _write(config: DataConfig, source: Source, partial: Path, name: str, shown: 
     )
 
 
-def _head(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document], list[str]]:
-    """Take documents until their training texts suffice for the tokenizer; return both."""
+def _head(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document], list[str], bool]:
+    """Take documents until their training texts suffice for the tokenizer.
+
+    Returns the documents, those training texts, and whether that was all there is.
+    """
     head: list[Document] = []
     training: list[str] = []
     wanted = 1 if config.tokenizer else config.tokenizer_bytes
@@ -173,8 +183,14 @@ def _head(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document
             training.append(document.text)
             wanted -= document.size
         if wanted <= 0:
-            break
-    return head, training
+            return head, training, False
+    return head, training, True
+
+
+def _extremes(batch: list[Document], seed: int) -> tuple[float, float]:
+    """Return the lowest and highest place that a document has in the split."""
+    places = [split_position(document, seed) for document in batch]
+    return min(places), max(places)
 
 
 def _batches(stream: Iterable[Document]) -> Iterator[list[Document]]:
@@ -217,9 +233,12 @@ def _require_both_splits(config: DataConfig, tally: Tally, least: float, largest
     """Refuse a split that leaves one side empty; places in [0, 1) below the fraction are validation."""
     if least < config.validation_fraction <= largest:
         return
-    few = f"too little text for a validation split: of {tally.kept} documents none is"
     if tally.kept == 1:
-        raise DataError(f"{few} left over; bring more, or cut .txt files with data.text_unit: paragraph")
+        raise DataError(
+            "too little text for a validation split: the corpus is one document; bring more, "
+            "or cut a .txt file into documents with data.text_unit: paragraph"
+        )
+    few = f"too little text for a validation split: of {tally.kept} documents none is"
     if least >= config.validation_fraction:
         fraction = _between(least, largest)
         raise DataError(f"{few} held out; set data.validation_fraction: {fraction} or bring more documents")

@@ -109,6 +109,8 @@ class Manifest:
             for shard in split.shards:
                 if shard.size != shard.tokens * np.dtype(self.dtype).itemsize:
                     yield f"{name}.shards", f"'{shard.file}' has a size that does not match its tokens"
+        if {entry.file for entry in self.files} != {TOKENIZER, TOKEN_BYTES}:
+            yield "files", f"must list {TOKENIZER} and {TOKEN_BYTES}"
         for entry in (*self.train.shards, *self.validation.shards, *self.files):
             if entry.file in ("", ".", "..") or set(entry.file) & set("/\\\0"):
                 yield "files", f"{entry.file!r} is not the name of a file of the corpus"

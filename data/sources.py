@@ -165,7 +165,11 @@ def fingerprint(path: Path) -> str:
     block, blocks = 2**20, 256
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
-    with path.open("rb") as file:
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise DataError(f"data.files: '{path}' cannot be read: {error.strerror}") from None
+    with file:
         for i in range(blocks):
             start = i * block if size <= block * blocks else i * (size - block) // (blocks - 1)
             file.seek(start)
@@ -205,10 +209,13 @@ def _hub(config: DataConfig) -> Source:
     return Source(f"hub-{_slug(dataset)}", identity, details, texts, config.max_bytes)
 
 
-def _commit(dataset: str, revision: str | None) -> str:
+def _commit(dataset: str, revision: str | None) -> str | None:
     """Return the commit that a branch, a tag or nothing stands for now."""
     from huggingface_hub import HfApi
+    from huggingface_hub.constants import HF_HUB_OFFLINE
 
+    if HF_HUB_OFFLINE:  # then the library reads its cache
+        return revision
     try:
         return str(HfApi().dataset_info(dataset, revision=revision, timeout=30).sha)
     except Exception as error:
@@ -224,6 +231,7 @@ def _load(where: str, *args: Any, **options: Any) -> Iterable[dict[str, Any]]:
         import datasets
     except ImportError:
         raise DataError("reading files needs the 'datasets' library; install it with: pip install datasets") from None
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as errors, it raises as well
     try:
         rows: Iterable[dict[str, Any]] = datasets.load_dataset(*args, **options)
         return rows
@@ -233,7 +241,7 @@ def _load(where: str, *args: Any, **options: Any) -> Iterable[dict[str, Any]]:
 
 def _column(rows: Iterable[dict[str, Any]], field: str, where: str) -> Iterator[str]:
     """Yield the text of every row; a row without a value yields an empty text."""
-    row_number = -1
+    row_number = 0
     iterator = iter(rows)
     while True:
         try:

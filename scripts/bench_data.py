@@ -1,0 +1,136 @@
+"""Measure the data pipeline against what bounds it, in one run on one machine.
+
+- Preparing: megabytes of text a second, from reading to shards on disk, over the bare `tokenizers` library on the
+  same text in memory (a pipeline that adds nothing scores 1).
+- Sampling: tokens a second that `batch` delivers, over those that a small bare PyTorch model trains on (a pipeline
+  that is never waited for scores far above 1).
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from data.batches import Corpus, batch, open_corpus
+from data.config import DataConfig, DataError
+from data.documents import Tally, documents
+from data.prepare import prepare
+from data.shards import TOKENIZER
+from data.sources import open_source
+from data.tokenizer import load, train
+
+D_MODEL, N_LAYER, BATCH, SEQUENCE = 128, 2, 16, 256
+SAMPLED_STEPS, TRAINED_STEPS = 300, 4
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and print its table; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Example: python scripts/bench_data.py --megabytes 16 --vocab-size 4096",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--megabytes", type=float, default=16, help="text of pysource to prepare, MB (default 16)")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (default 1024)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the best time counts (default 3)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        config = DataConfig(max_bytes=int(options.megabytes * 1e6), vocab_size=options.vocab_size, directory=directory)
+        try:
+            table = measure(config, options.repeats)
+        except DataError as error:
+            print(f"bench_data.py: {error}", file=sys.stderr)
+            return 2
+    Console().print(table)
+    return 0
+
+
+def measure(config: DataConfig, repeats: int) -> Table:
+    """Return the table of figures for one configuration; every time is the best of `repeats`, taken in turn."""
+    source = open_source(config)
+    texts = [d.text for d in documents(source.texts(), source.max_bytes, config.deduplicate, Tally())]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    # The first preparation also trains the tokenizer, which the others are given.
+    first = prepare(config, progress=False)
+    given = dataclasses.replace(config, tokenizer=str(first / TOKENIZER))
+    tokenizer = load(first / TOKENIZER)
+    corpus = open_corpus(first)
+
+    training_text = texts[: max(1, len(texts) * config.tokenizer_bytes // int(megabytes * 1e6))]
+    prepared = iter(range(repeats))
+    taken = best_of(
+        repeats,
+        {
+            "prepare": lambda: prepare(
+                dataclasses.replace(given, directory=f"{config.directory}/{next(prepared)}"), progress=False
+            ),
+            "encode": lambda: tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False),
+            "train": lambda: train(training_text, config.vocab_size),
+            "sample": lambda: sample(corpus, SAMPLED_STEPS),
+            "step": trainer(corpus),
+        },
+    )
+    sampling = SAMPLED_STEPS * BATCH * SEQUENCE / taken["sample"]
+    training = TRAINED_STEPS * BATCH * SEQUENCE / taken["step"]
+
+    table = Table(title=f"data pipeline: {megabytes:.1f} MB of text, vocabulary {config.vocab_size:,}")
+    for column in ("what", "speed", "against", "speed", "ratio"):
+        table.add_column(column, justify="right" if column in ("speed", "ratio") else "left")
+    bare = ("tokenizers encode_batch_fast", f"{megabytes / taken['encode']:.2f} MB/s")
+    whole = taken["prepare"] + taken["train"]
+    for name, time_taken in (("prepare", taken["prepare"]), ("prepare + train tokenizer", whole)):
+        table.add_row(name, f"{megabytes / time_taken:.2f} MB/s", *bare, f"{taken['encode'] / time_taken:.2f}")
+    model = f"bare PyTorch CPU, {N_LAYER} x {D_MODEL}"
+    speeds = (f"{sampling / 1e6:.1f} M tokens/s", model, f"{training / 1e6:.4f} M tokens/s")
+    table.add_row("batch", *speeds, f"{sampling / training:,.0f}")
+    return table
+
+
+def best_of(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the least wall-clock seconds of each work over `repeats` rounds of all of them."""
+    best = dict.fromkeys(works, float("inf"))
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def sample(corpus: Corpus, steps: int) -> None:
+    """Draw the batches of `steps` steps."""
+    for step in range(steps):
+        batch(corpus, 0, step, BATCH, SEQUENCE)
+
+
+def trainer(corpus: Corpus) -> Callable[[], None]:
+    """Return a function that trains a small bare PyTorch decoder for `TRAINED_STEPS` steps."""
+    torch.manual_seed(0)
+    embedding = nn.Embedding(corpus.vocab_size, D_MODEL)
+    layer = nn.TransformerEncoderLayer(D_MODEL, 4, 4 * D_MODEL, dropout=0.0, batch_first=True, norm_first=True)
+    blocks = nn.TransformerEncoder(layer, N_LAYER, enable_nested_tensor=False)
+    head = nn.Linear(D_MODEL, corpus.vocab_size, bias=False)
+    mask = nn.Transformer.generate_square_subsequent_mask(SEQUENCE)
+    optimizer = torch.optim.AdamW(nn.ModuleList([embedding, blocks, head]).parameters(), lr=1e-3)
+    drawn = [torch.from_numpy(batch(corpus, 0, step, BATCH, SEQUENCE)) for step in range(TRAINED_STEPS)]
+
+    def run() -> None:
+        for tokens in drawn:
+            logits = head(blocks(embedding(tokens[:, :-1]), mask=mask, is_causal=True))
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())
