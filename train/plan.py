@@ -34,7 +34,7 @@ class Plan:
     """Where the expectation comes from."""
 
     def order(self) -> list[Run]:
-        """Return the runs in the order of launching: the longest first, so that none is left to run alone at the end."""
+        """Return the runs in the order of launching: the longest first, lest one of them ends long after the rest."""
         return sorted(self.sweep.runs, key=lambda run: -self.seconds[run.name])
 
     def wall_seconds(self, remaining: Mapping[str, float]) -> float:
@@ -70,13 +70,20 @@ def make_plan(sweep: Sweep, devices: Devices) -> Plan:
             _GPU_FLOPS if devices.kind == "gpu" else _CPU_FLOPS_PER_CORE * devices.threads
         )
         overhead = _STEP_OVERHEAD[devices.kind]
-        workers = {run.name: run.devices if devices.kind == "gpu" else 1 for run in sweep.runs}
-        step = {r.name: overhead + r.config.tokens_per_step * r.config.flops_per_token / rate / workers[r.name] for r in sweep.runs}
+        # The processes of a run on a CPU share its cores.
+        step = {
+            run.name: overhead + _flops_per_step(run) / rate / (run.devices if devices.kind == "gpu" else 1)
+            for run in sweep.runs
+        }
         given = "" if sweep.config.flops_per_second else "an assumed "
         per = "GPU" if devices.kind == "gpu" else "run"
-        basis = f"{given}{rate:.1e} FLOP/s per {per} and {overhead * 1e3:.0f} ms per step; finished runs will replace it"
+        basis = f"{given}{rate:.1e} FLOP/s per {per} and {overhead * 1e3:.0f} ms per step until a run has finished"
     seconds = {run.name: startup + run.config.steps * step[run.name] for run in sweep.runs}
     return Plan(sweep, devices, seconds, f"{basis}, and {startup:.0f} s to launch each")
+
+
+def _flops_per_step(run: Run) -> int:
+    return run.config.tokens_per_step * run.config.flops_per_token
 
 
 def measured_speeds(sweep: Sweep) -> list[tuple[float, float]]:
@@ -87,7 +94,7 @@ def measured_speeds(sweep: Sweep) -> list[tuple[float, float]]:
             continue
         rates = _tokens_per_second(run.directory / "metrics.jsonl")
         if rates:
-            work = run.config.tokens_per_step * run.config.flops_per_token / run.devices
+            work = _flops_per_step(run) / run.devices
             speeds.append((work, run.config.tokens_per_step / statistics.median(rates)))
     return sorted(speeds)
 
@@ -117,7 +124,7 @@ def _step_from_siblings(run: Run, speeds: list[tuple[float, float]]) -> float:
     Below the smallest sibling a step takes as long as its step, which is mostly overhead; above the largest, time
     grows with the work.
     """
-    work = run.config.tokens_per_step * run.config.flops_per_token / run.devices
+    work = _flops_per_step(run) / run.devices
     if work <= speeds[0][0]:
         return speeds[0][1]
     if work >= speeds[-1][0]:
@@ -133,7 +140,8 @@ def _step_from_siblings(run: Run, speeds: list[tuple[float, float]]) -> float:
 
 def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
     """Return the table of all runs; `states` says of each run how far it is."""
-    table = Table(title=f"{plan.sweep.config.name}: {len(plan.sweep.runs)} runs on {plan.devices}", title_justify="left")
+    title = f"{plan.sweep.config.name}: {len(plan.sweep.runs)} runs on {plan.devices}"
+    table = Table(title=title, title_justify="left")
     table.add_column("run")
     columns = "N|non-emb.|head|D|D/N|batch|lr|steps|FLOPs|6ND|devices|time|state"
     for heading in columns.split("|"):
@@ -166,13 +174,14 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     flops = sum(run.config.tokens * run.config.flops_per_token for run in runs)
     device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / 3600
     lines = [
-        "N: all parameters; non-emb.: without embeddings and head; head: the matrix that makes the logits, tied or not; "
-        "D: tokens; batch: sequences, micro × accumulation × data parallel",
+        "N: all parameters; non-emb.: without embeddings and head; head: the matrix that makes the logits, tied or not",
+        "D: tokens; batch: sequences, micro × accumulation × data parallel; 6ND: FLOPs by that rule",
         f"total      {short_count(sum(run.config.tokens for run in runs))} tokens, {flops:.3g} FLOPs, "
         f"{device_hours:.3g} device-hours",
     ]
     if config.lr is not None:
-        lines.append(f"lr         {config.lr.reference:g} × (d_model / {config.lr.d_model})^{config.lr.power:g}, or as stated")
+        rule = config.lr
+        lines.append(f"lr         {rule.reference:g} × (d_model / {rule.d_model})^{rule.power:g}, or as stated")
     done = f" ({len(runs) - len(left)} of {len(runs)} complete)" if len(left) < len(runs) else ""
     lines.append(f"time       about {duration(plan.wall_seconds(left))}{done}, from {plan.basis}")
     if config.price_per_device_hour is not None:
@@ -193,5 +202,3 @@ def duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.1f}{unit}"
     return f"{seconds / 60:.0f}m" if seconds >= 120 else f"{seconds:.0f}s"
-
-

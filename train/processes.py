@@ -1,9 +1,10 @@
 """Find and end every process of a run, whoever its parent is by now.
 
-The `deepspeed` launcher leaves its workers behind when it is signalled or killed, and helpers of theirs may have started
-sessions of their own. What no descendant loses is its environment: each run's processes carry the run's directory in it.
+The `deepspeed` launcher leaves its workers behind when it is signalled or killed, and helpers of theirs may have
+started sessions of their own. What no descendant loses is its environment, so that carries the run's directory.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -65,10 +66,8 @@ def _is_worker(process: psutil.Process) -> bool:
 
 
 def _signal(send: Callable[[], None]) -> None:
-    try:
+    with contextlib.suppress(psutil.Error, OSError):
         send()
-    except (psutil.Error, OSError):
-        pass
 
 
 def start_guard(directory: Path, grace: float) -> subprocess.Popen[bytes]:

@@ -216,7 +216,7 @@ class _Scheduler:
     def _stop_all(self) -> None:
         name = signal.Signals(self.interrupts.received[0]).name
         grace = self.config.grace_seconds
-        self.progress.say(f"{name}: ending {len(self.running)} run(s), in {grace:.0f} s at most; again to kill them now")
+        self.progress.say(f"{name}: ending {len(self.running)} run(s) within {grace:.0f} s; once more kills them now")
         # One call for all: a run that is launched through a wrapper may take a while, and they need not queue for it.
         stop(self.config.directory, grace, self.interrupts.repeated)
         for launched in list(self.running):
@@ -245,4 +245,5 @@ def _reason(code: int) -> str:
 def end_of_log(failure: Failure) -> str:
     """Return what a person needs to know of a failed run."""
     log: Path = failure.run.directory / "log.txt"
-    return "\n".join([f"{failure.run.name}: {failure.reason.split(': ', 1)[0]} ({log})", *(f"    {line}" for line in failure.lines)])
+    heading = f"{failure.run.name}: {failure.reason.split(': ', 1)[0]} ({log})"
+    return "\n".join([heading, *(f"    {line}" for line in failure.lines)])

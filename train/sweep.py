@@ -7,6 +7,7 @@ The runs are the full factorial of `axes`, and then `points`. Each is laid over 
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
@@ -165,17 +166,16 @@ def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
     path = Path(path)
     tree, origin = read_tree(path)
     for_sweep, for_runs = _route(parse_overrides(overrides or []))
-    tree_axes, given_axes = tree.pop("axes", {}), for_sweep.pop("axes", {})
+    origin |= dict.fromkeys(_paths(for_sweep), "command line")
     found: list[Problem] = []
-    axes = _read_axes(tree_axes, str(path), found) | _read_axes(given_axes, "command line", found)
+    axes = _read_axes(tree.pop("axes", {}), origin, found) | _read_axes(for_sweep.pop("axes", {}), origin, found)
     tree = merge(tree, for_sweep) | {"axes": _narrow(axes, for_runs)}
     if isinstance(base := tree.get("base"), str) and "base" not in for_sweep:
-        tree["base"] = str(Path(origin["base"]).parent / base)
-    if not found:
-        origin |= dict.fromkeys(for_sweep, "command line")
-        sweep = build(SweepConfig, tree, str(path), origin)
-        return Sweep(sweep, _expand(sweep, str(path), origin, for_runs))
-    raise ConfigError(found)
+        tree["base"] = os.path.normpath(Path(origin["base"]).parent / base)
+    if found:
+        raise ConfigError(found)
+    sweep = build(SweepConfig, tree, str(path), origin)
+    return Sweep(sweep, _expand(sweep, str(path), origin, for_runs))
 
 
 # --------------------------------------------------------------------------------------- reading keys
@@ -199,13 +199,14 @@ def _unknown(key: str, valid: set[str]) -> str:
     return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}")
 
 
-def _read_axes(tree: Any, source: str, found: list[Problem]) -> dict[str, list[Any]]:
+def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem]) -> dict[str, list[Any]]:
     """Flatten axes, written dotted or nested, to dotted keys."""
     if not isinstance(tree, dict):
-        found.append(Problem(source, "axes", "must be a mapping of run keys to lists of values"))
+        found.append(Problem(origin["axes"], "axes", "must be a mapping of run keys to lists of values"))
         return {}
     axes: dict[str, list[Any]] = {}
     for key, values in _leaves(tree).items():
+        source = origin[f"axes.{key}"]
         if not isinstance(values, list) or not values:
             found.append(Problem(source, f"axes.{key}", f"{values!r} is not a list of values; write [{values}]"))
         elif key in axes:
@@ -232,6 +233,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + key] = value
     return flat
+
+
+def _paths(tree: Mapping[str, Any]) -> set[str]:
+    """Return the dotted keys of a tree, those of its inner mappings included."""
+    parts = (key.split(".") for key in _leaves(tree))
+    return {".".join(key[:end]) for key in parts for end in range(1, len(key) + 1)}
 
 
 def _nest(tree: Mapping[str, Any]) -> Tree:
@@ -271,7 +278,9 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
     runs: list[Run] = []
     problems: dict[Problem, list[str]] = {}
     for chosen in choices:
-        files = run_origin | dict.fromkeys(_leaves(chosen), source) | dict.fromkeys(_leaves(for_runs), "command line")
+        files = {key: origin.get(f"axes.{key}", source) for key in _paths(chosen)} | run_origin
+        files |= {key: origin.get(f"axes.{key}", source) for key in _leaves(chosen)}
+        files |= dict.fromkeys(_leaves(for_runs), "command line")
         try:
             runs.append(_build_run(sweep, _lay(for_runs, _lay(chosen, lowest)), chosen, lowest, files, for_runs))
         except ConfigError as error:
@@ -283,8 +292,10 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
         names[run.name] = names.get(run.name, 0) + 1
     for name, count in names.items():
         if count > 1:
-            message = f"{count} runs would be named '{name}'; give each of these points a name, or drop the repeated values"
-            problems[Problem(source, "axes" if not sweep.points else "points", message)] = []
+            message = (
+                f"{count} runs would be named '{name}'; drop the repeated ones, or give points of their own a name"
+            )
+            problems[Problem(source, "points" if sweep.points else "axes", message)] = []
     if problems:
         raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
     return tuple(runs)
@@ -294,8 +305,8 @@ def _told_once(problem: Problem, where: list[str], runs: int) -> Problem:
     """Say of a problem which runs have it, unless all do."""
     if not where or len(where) == runs:
         return problem
-    shown = "; ".join(where[:3]) + ("; ..." if len(where) > 3 else "")
-    return Problem(problem.source, problem.key, f"{problem.message} (in {len(where)} of {runs} runs: {shown})")
+    where_words = f"in {len(where)} of {runs} runs, the first with {where[0]}"
+    return Problem(problem.source, problem.key, f"{problem.message} ({where_words})")
 
 
 def _build_run(
@@ -370,8 +381,9 @@ def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> st
 
     A value equal to the base's is not named, so that adding an axis to a sweep keeps the names of the runs it had.
     """
-    size = run.model.size or f"L{run.model.n_layer}-d{run.model.d_model}"
-    named = {"model.size"} if run.model.size else {"model.size", "model.n_layer", "model.d_model"}
+    model = run.model
+    size = model.size or f"L{model.n_layer}-d{model.d_model}-h{model.n_head}"
+    named = {"model.size"} if model.size else {"model.size", "model.n_layer", "model.d_model", "model.n_head"}
     wanted, below = _leaves(requested), _leaves(lowest)
     parts = [size, _budget_word(run, wanted)]
     for key in _leaves(chosen):

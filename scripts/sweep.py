@@ -1,0 +1,92 @@
+"""Run a ladder of training runs: plan it, spread it over the devices of this machine or of a hostfile, resume it."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from configs.reader import ConfigError, dump_yaml
+from data.config import DataError
+from train.display import console, result_table, show_table, status_table
+from train.plan import make_plan, plan_summary, plan_table
+from train.runstate import read_states, require_unchanged
+from train.scheduler import end_of_log, run_sweep
+from train.slots import as_if, find_devices, require_devices
+from train.sweep import Sweep, load_sweep
+
+EPILOG = """\
+examples:
+  python scripts/sweep.py configs/sweeps/quickstart.yaml --dry-run
+  python scripts/sweep.py configs/sweeps/quickstart.yaml --axes.seed=[0,1] --parallel_runs=2
+  python scripts/sweep.py configs/sweeps/gpt2.yaml --hostfile=hosts --price_per_device_hour=2.5
+
+A key of the sweep sets the sweep; any other key is one of a run and holds for all runs (--seed=1 --precision=bf16).
+N and D count parameters and tokens, losses are in nats per token, times are of one run from its start to its end.
+exit status: 0 all runs complete, 1 some failed, 2 a mistake in the input (nothing was started), 128 + n signal n."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="sweep.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="the sweep")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+    mode.add_argument("--status", action="store_true", help="print how far every run is and stop")
+    mode.add_argument("--print-config", action="store_true", help="print the sweep's configuration and stop")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        return _main(options, load_sweep(options.config, overrides))
+    except (ConfigError, DataError, OSError) as error:
+        print(f"sweep.py: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sweep.py: interrupted before any run was started", file=sys.stderr)
+        return 130
+
+
+def _main(options: argparse.Namespace, sweep: Sweep) -> int:
+    if options.print_config:
+        print(dump_yaml(sweep.config), end="")
+        return 0
+    out = console()
+    states = read_states(sweep.runs)
+    if options.status:
+        show_table(out, status_table(sweep.runs, states))
+        return 0
+    devices = find_devices(sweep.config)
+    if not options.dry_run:
+        require_devices(sweep, devices)
+    require_unchanged(sweep.runs)
+    plan = make_plan(sweep, planned_for := as_if(devices, sweep))
+    words = {name: state.state for name, state in states.items()}
+    show_table(out, plan_table(plan, words))
+    out.print(*plan_summary(plan, words), sep="\n", soft_wrap=True, markup=False)
+    if planned_for is not devices:
+        print(f"note: there are {devices} here; the plan is for {planned_for}")
+    if options.dry_run:
+        return 0
+    outcome = run_sweep(plan, lambda: _prepare(sweep))
+    show_table(out, result_table(sweep.runs, outcome.states))
+    if outcome.failures:
+        print(f"{len(outcome.failures)} of {len(sweep.runs)} runs failed:", file=sys.stderr)
+        print(*map(end_of_log, outcome.failures), sep="\n", file=sys.stderr)
+    if outcome.interrupted_by is not None:
+        print("stopped; the same command continues", file=sys.stderr)
+        return 128 + outcome.interrupted_by
+    return 1 if outcome.failures else 0
+
+
+def _prepare(sweep: Sweep) -> None:
+    from data.prepare import prepare
+
+    for data in dict.fromkeys(run.config.data for run in sweep.runs):
+        prepare(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

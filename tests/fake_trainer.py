@@ -1,0 +1,76 @@
+"""Stands in for a training run in tests of the scheduler: `fake_trainer.py RUN_DIR BEHAVIOUR`.
+
+It leaves what a run leaves (metrics.jsonl, record.json), quickly, or fails in one of the ways that runs fail.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def log_step(directory: Path, step: int) -> None:
+    row = {
+        "step": step,
+        "tokens": step * 64,
+        "loss": 3.0 / step,
+        "grad_norm": 1.0,
+        "lr": 0.01,
+        "tokens_per_second": 640,
+    }
+    with (directory / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def complete(directory: Path) -> None:
+    record = {"complete": True, "val_loss": 2.5, "bits_per_byte": 1.2, "seconds": 0.1}
+    (directory / "record.json").write_text(json.dumps(record))
+
+
+def ignore_signals() -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def main() -> int:
+    directory, behaviour = Path(sys.argv[1]), sys.argv[2]
+    (directory / "pid").write_text(str(os.getpid()))
+    with (directory.parent / "order.txt").open("a") as file:
+        file.write(f"{directory.name} {os.environ['FAKE_PORT']}\n")
+    if behaviour == "stubborn":  # ignores everything but SIGKILL, in a session of its own
+        ignore_signals()
+        (directory / "stubborn").write_text(str(os.getpid()))
+        time.sleep(600)
+    if behaviour == "family":  # a launcher with a child that outlives it
+        subprocess.Popen([sys.executable, __file__, str(directory), "stubborn"], start_new_session=True)
+        log_step(directory, 1)
+        time.sleep(600)
+    if behaviour == "orphan":  # the launcher dies with status 0, its worker goes on
+        subprocess.Popen([sys.executable, __file__, str(directory), "stubborn"], start_new_session=True)
+        while not (directory / "stubborn").exists():
+            time.sleep(0.02)
+        return 0
+    if behaviour == "crash":
+        log_step(directory, 1)
+        print("Traceback (most recent call last):\n  File 'x', line 1\nValueError: the sky fell", file=sys.stderr)
+        return 1
+    if behaviour == "input":
+        print("pretrain.py: a mistake in the input", file=sys.stderr)
+        return 2
+    if behaviour == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if behaviour == "crash-once" and not (directory / "crashed").exists():
+        (directory / "crashed").touch()
+        return 1
+    if behaviour == "slow":
+        time.sleep(1.0)
+    log_step(directory, 1)
+    complete(directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
