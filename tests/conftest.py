@@ -1,0 +1,122 @@
+"""What several tests share: a small corpus and a way to start a run on several ranks."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+"""The checkout, where the README's commands are typed."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip tests marked `gpu` where there is none."""
+    if any("gpu" in item.keywords for item in items):
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in items:
+                if "gpu" in item.keywords:
+                    item.add_marker(pytest.mark.skip(reason="no GPU"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quiet_environment() -> Iterator[None]:
+    """Keep tests off the network and on one thread each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WANDB_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text of 400 documents made of 300 words with Zipf frequencies; the same on every machine."""
+    draw = random.Random(7)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 8))) for _ in range(300)]
+    weights = [1 / rank for rank in range(1, 301)]
+    path = tmp_path_factory.mktemp("text") / "small.jsonl"
+    with path.open("w") as file:
+        for _ in range(400):
+            text = " ".join(draw.choices(words, weights, k=draw.randint(50, 150))) + "."
+            file.write(json.dumps({"text": text}) + "\n")
+    return path
+
+
+@pytest.fixture(scope="session")
+def small_run(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run configuration of a 2-block model on the small text: 30 steps in a few seconds."""
+    folder = tmp_path_factory.mktemp("small")
+    path = folder / "small.yaml"
+    path.write_text(
+        f"""
+name: small
+model: {{style: modern, n_layer: 2, d_model: 16, n_head: 2}}
+data:
+  {{source: files, files: ["{small_text}"], vocab_size: 300, validation_fraction: 0.1, directory: "{folder / "corpora"}"}}
+train: {{sequence_length: 32, global_batch: 8, micro_batch: 2, steps: 30}}
+optimizer: {{lr: 0.01}}
+evaluate: {{tokens: 1500}}
+log_every: 1
+wandb: {{mode: disabled}}
+"""
+    )
+    return path
+
+
+class Ranks:
+    """The processes of one run, started the way the launcher starts them but without its 5 seconds."""
+
+    def __init__(self, world_size: int, arguments: list[str]) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.processes = []
+        for rank in range(world_size):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+            }
+            self.processes.append(
+                subprocess.Popen(
+                    [sys.executable, "-m", "train", *arguments],
+                    cwd=ROOT,
+                    env=environment,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                )
+            )
+
+    def finish(self, timeout: float = 240) -> tuple[int, str]:
+        """Wait for all; return the largest exit status and the joined output."""
+        outputs = [process.communicate(timeout=timeout)[0] for process in self.processes]
+        return max(abs(process.returncode) for process in self.processes), "\n".join(outputs)
+
+
+def run_ranks(world_size: int, config: Path, run_dir: Path, *overrides: str) -> list[dict[str, Any]]:
+    """Train to the end on `world_size` ranks and return the rows of `metrics.jsonl`."""
+    status, output = Ranks(world_size, ["--config", str(config), "--run-dir", str(run_dir), *overrides]).finish()
+    assert status == 0, output
+    return read_rows(run_dir)
+
+
+def read_rows(run_dir: Path) -> list[dict[str, Any]]:
+    """Rows of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def read_record(run_dir: Path) -> dict[str, Any]:
+    """A run's `record.json`."""
+    return json.loads((run_dir / "record.json").read_text())
