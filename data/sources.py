@@ -115,6 +115,8 @@ def _files(config: DataConfig) -> Source:
         options["sample_by"] = {"file": "document"}.get(config.text_unit, config.text_unit)
     else:
         identity["text_field"] = config.text_field
+    if kind == "csv":
+        options["keep_default_na"] = False  # a document that says "NA" or "null" is text
     if any(".tsv" in path.suffixes for path in paths):
         options["sep"] = "\t"
 

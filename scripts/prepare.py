@@ -2,13 +2,14 @@
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
 from data.batches import Manifest, open_corpus
 from data.config import DataConfig, DataError
 from data.prepare import prepare
+from train.sweep import load_sweep
 
 EPILOG = """\
 Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and vocab_size count tokens.
@@ -16,9 +17,10 @@ Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and
 Examples:
   python scripts/prepare.py configs/runs/tiny.yaml
   python scripts/prepare.py configs/runs/tiny.yaml --data.source=files --data.files='[books/*.jsonl.xz]'
-  python scripts/prepare.py configs/runs/tiny.yaml --data.vocab_size=4096 --print-config
+  python scripts/prepare.py configs/sweeps/quickstart.yaml --data.vocab_size=4096 --print-config
 
-An existing corpus is found, not prepared again. Other sections of the file are ignored.
+An existing corpus is found, not prepared again. Of a run file only the data: section is read; of a sweep, the corpora
+of all its runs are prepared.
 """
 
 
@@ -35,12 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--print-config", action="store_true", help="print the data section as it is used, and stop")
     options, overrides = parser.parse_known_args(arguments)
     try:
-        config = load_data_config(options.config, overrides)
-        if options.print_config:
-            print(dump_yaml({"data": config}), end="")
-            return 0
-        directory = prepare(config)
-        print(summary(directory, open_corpus(directory).manifest))
+        configs = load_data_configs(options.config, overrides)
+        for config in configs:
+            if options.print_config:
+                print(dump_yaml({"data": asdict(config)}), end="")
+            else:
+                directory = prepare(config)
+                print(summary(directory, open_corpus(directory).manifest))
     except (ConfigError, DataError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 2
@@ -50,21 +53,19 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def load_data_config(path: Path, overrides: list[str]) -> DataConfig:
-    """Read the `data:` section of a run file, or of the run inside a sweep file."""
+def load_data_configs(path: Path, overrides: list[str]) -> list[DataConfig]:
+    """Read the `data:` section of a run file, or every different one that the runs of a sweep file have."""
     tree, origin = read_tree(path)
-    sections = [("", tree), *((f"{key}.", value) for key, value in tree.items() if isinstance(value, dict))]
-    prefix, holder = next(((p, s) for p, s in sections if isinstance(s.get("data"), dict)), ("", {}))
+    if "base" in tree:
+        return list(dict.fromkeys(run.config.data for run in load_sweep(path, overrides).runs))
     given = parse_overrides(overrides)
-    if not holder and "data" not in given:
+    if "data" not in tree | given:
         raise ConfigError([Problem(str(path), "data", "there is no such section; expected 'data:' with its keys")])
-    if not isinstance(given.get("data", {}), dict):
-        raise ConfigError([Problem("command line", "data", "is a section; overrides look like --data.vocab_size=512")])
-    section: dict[str, Any] = merge(holder.get("data", {}), given.get("data", {}))
-    start = f"{prefix}data."
-    files = {key.removeprefix(start): file for key, file in origin.items() if key.startswith(start)}
-    files |= dict.fromkeys(given.get("data", {}), "command line")
-    return build(DataConfig, section, str(path), files)
+    merged = merge(tree, given)["data"]
+    if not isinstance(merged, dict):
+        raise ConfigError([Problem(str(path), "data", f"{merged!r} is not a mapping of keys to values")])
+    files = {key.removeprefix("data."): file for key, file in origin.items() if key.startswith("data.")}
+    return [build(DataConfig, merged, str(path), files | dict.fromkeys(given.get("data", {}), "command line"))]
 
 
 def summary(directory: Path, manifest: Manifest) -> str:

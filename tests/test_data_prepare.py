@@ -169,12 +169,13 @@ def test_max_bytes_takes_whole_documents_in_order():
 # ------------------------------------------------------------------------------- crashes and rivals
 
 
-def test_kill_in_the_middle_leaves_no_half_corpus(config):
+@pytest.mark.parametrize("moment", ["write_manifest", "sync_directory"])
+def test_kill_in_the_middle_leaves_no_half_corpus(config, moment):
     """Killed while it writes, a preparation leaves no corpus, and the next one starts over and succeeds."""
     code = (
         "import os, signal, sys; import data.prepare as p; from data.config import DataConfig\n"
         "def die(*_): os.kill(os.getpid(), signal.SIGKILL)\n"
-        "p.write_manifest = die\n"
+        f"p.{moment} = die\n"
         f"p.prepare(DataConfig(**{dataclasses.asdict(config)!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False)

@@ -59,6 +59,11 @@ def test_text_files_are_cut_into_the_chosen_unit(tmp_path, unit, expected):
     ]
 
 
+def test_table_cells_that_look_like_missing_values_are_text(tmp_path):
+    (tmp_path / "text.csv").write_text("text,id\nNA,1\n,2\nnull,3\n")
+    assert read(tmp_path / "text.csv") == ["NA", "", "null"]
+
+
 def test_a_row_without_text_is_an_empty_document(tmp_path):
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\n{"text": null}\n')
     assert read(tmp_path / "text.jsonl") == ["a", ""]
