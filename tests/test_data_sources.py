@@ -105,6 +105,7 @@ def test_an_unreachable_hub_is_one_sentence(monkeypatch):
     def fail(*_, **__):
         raise ConnectionError("no route")
 
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
     source = open_source(DataConfig(source="hub", dataset="some/set", revision="v1"))
     with pytest.raises(DataError, match="'some/set' at revision 'v1' cannot be read from the hub: no route"):
