@@ -15,6 +15,7 @@ from typing import Any
 from data.config import DataConfig, DataError
 
 PYSOURCE_BYTES = 32_000_000  # default cap: tokenised in about 10 s, and enough text for models of a few million
+PYSOURCE_FILE_BYTES = 100_000  # larger modules are mostly generated tables, and one could dominate validation
 _FORMATS = {
     "txt": "text",
     "text": "text",
@@ -61,7 +62,7 @@ def _pysource(config: DataConfig) -> Source:
     # sweep must not change their text. The first preparation is the snapshot; its hash is in the manifest.
     return Source(
         name="pysource",
-        identity={"python": platform.python_version()},
+        identity={"python": platform.python_version(), "largest_file": PYSOURCE_FILE_BYTES},
         details={"implementation": platform.python_implementation()},
         texts=_python_sources,
         max_bytes=PYSOURCE_BYTES if config.max_bytes is None else config.max_bytes,
@@ -71,6 +72,7 @@ def _pysource(config: DataConfig) -> Source:
 def _python_sources() -> Iterator[str]:
     """Yield the standard library's and the installed packages' modules, in the order of their names' hashes.
 
+    Modules that are not UTF-8 or larger than `PYSOURCE_FILE_BYTES` are left out.
     The order depends on neither the file system nor the place of installation, and any prefix of it is a fair
     sample of all packages.
     """
@@ -83,7 +85,8 @@ def _python_sources() -> Iterator[str]:
     }
     for name in sorted(files, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest()):
         try:
-            yield files[name].read_bytes().decode("utf-8")
+            if files[name].stat().st_size <= PYSOURCE_FILE_BYTES:
+                yield files[name].read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
 

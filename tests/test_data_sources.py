@@ -124,6 +124,7 @@ def installation(root, monkeypatch):
         library / "latin.py": "# gr\u00f6\u00dfer\n".encode("latin-1"),
         library / "__pycache__" / "os.py": b"not source\n",
         library / "site-packages" / "old.py": b"not ours\n",
+        library / "table.py": b"# generated\n" * 10_000,
         library / "notes.txt": b"not Python\n",
         site / "pkg" / "core.py": b"def f(): ...\n",
     }
