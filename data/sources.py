@@ -72,9 +72,8 @@ def _pysource(config: DataConfig) -> Source:
 def _python_sources() -> Iterator[str]:
     """Yield the standard library's and the installed packages' modules, in the order of their names' hashes.
 
-    Modules that are not UTF-8 or larger than `PYSOURCE_FILE_BYTES` are left out.
     The order depends on neither the file system nor the place of installation, and any prefix of it is a fair
-    sample of all packages.
+    sample of all packages. Modules that are not UTF-8, or larger than `PYSOURCE_FILE_BYTES`, are left out.
     """
     paths = sysconfig.get_paths()
     roots = {"stdlib": paths["stdlib"], "platlib": paths["platlib"], "site": paths["purelib"]}
@@ -102,7 +101,7 @@ def _modules(root: Path) -> Iterator[Path]:
 
 
 def _files(config: DataConfig) -> Source:
-    paths = [path for pattern in config.files for path in _expand(pattern)]
+    paths = list(dict.fromkeys(path for pattern in config.files for path in _expand(pattern)))
     kinds = {path: _format(path) for path in paths}
     if len(set(kinds.values())) > 1:
         listed = ", ".join(sorted(set(kinds.values())))
