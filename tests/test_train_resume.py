@@ -1,0 +1,156 @@
+"""A run that is killed and started again ends where it would have ended."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import Ranks, read_record, read_rows, run_ranks
+
+CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
+
+
+def curve(run_dir: Path) -> list[tuple[float, ...]]:
+    return [tuple(row[key] for key in CURVE) for row in read_rows(run_dir)]
+
+
+def kill_after(ranks: Ranks, run_dir: Path, step: int) -> None:
+    """SIGKILL all ranks once `step` is logged."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if (run_dir / "metrics.jsonl").exists() and len(read_rows_so_far(run_dir)) >= step:
+            break
+        time.sleep(0.01)
+    for process in ranks.processes:
+        process.send_signal(signal.SIGKILL)
+    ranks.finish()
+
+
+def read_rows_so_far(run_dir: Path) -> list[str]:
+    return (run_dir / "metrics.jsonl").read_text().splitlines()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("world_size", "overrides"),
+    [
+        pytest.param(1, [], id="fp32"),
+        pytest.param(1, ["--precision=bf16"], id="bf16"),
+        pytest.param(2, ["--parallel.pipeline_stages=2"], id="pp2"),
+        pytest.param(2, ["--parallel.zero_stage=2"], id="zero2-dp2"),
+    ],
+)
+def test_killed_and_started_again_is_identical(
+    world_size: int, overrides: list[str], small_run: Path, tmp_path: Path
+) -> None:
+    overrides = [*overrides, "--checkpoint.every=10", "--train.steps=60"]
+    run_ranks(world_size, small_run, tmp_path / "whole", *overrides)
+    arguments = ["--config", str(small_run), "--run-dir", str(tmp_path / "killed"), *overrides]
+    kill_after(Ranks(world_size, arguments), tmp_path / "killed", 25)
+    assert not (tmp_path / "killed/record.json").exists()
+    run_ranks(world_size, small_run, tmp_path / "killed", *overrides)
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    assert read_record(tmp_path / "killed")["val_loss"] == read_record(tmp_path / "whole")["val_loss"]
+
+
+@pytest.fixture(scope="module")
+def stopped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A whole run, and a copy of it as it was after step 20 with checkpoints at 10 and 20."""
+    folder = tmp_path_factory.mktemp("stopped")
+    run_ranks(1, small_run, folder / "whole", "--checkpoint.every=10")
+    shutil.copytree(folder / "whole", folder / "stopped")
+    (folder / "stopped/record.json").unlink()
+    return folder / "whole", folder / "stopped"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["flip", "truncate", "delete", "manifest"])
+def test_damaged_checkpoint_is_named_and_passed_over(
+    damage: str, stopped: tuple[Path, Path], small_run: Path, tmp_path: Path
+) -> None:
+    whole, before = stopped
+    run_dir = tmp_path / "run"
+    shutil.copytree(before, run_dir)
+    newest = run_dir / "checkpoints/step-00000020"
+    victim = max((path for path in newest.rglob("*.pt")), key=lambda path: path.stat().st_size)
+    content = bytearray(victim.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        victim.write_bytes(bytes(content))
+    elif damage == "truncate":
+        victim.write_bytes(bytes(content[: len(content) // 2]))
+    else:
+        (newest / "manifest.json" if damage == "manifest" else victim).unlink()
+    (run_dir / "metrics.jsonl").unlink()
+    status, output = Ranks(
+        1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]
+    ).finish()
+    assert status == 0, output
+    assert "step-00000020: damaged" in output
+    assert [row["step"] for row in read_rows(run_dir)] == list(range(11, 31))
+    assert curve(run_dir) == curve(whole)[10:]
+
+
+@pytest.mark.slow
+def test_no_intact_checkpoint_is_an_error_not_step_zero(
+    stopped: tuple[Path, Path], small_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped[1], run_dir)
+    for manifest in run_dir.glob("checkpoints/*/manifest.json"):
+        manifest.unlink()
+    before = (run_dir / "metrics.jsonl").read_bytes()
+    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]).finish()
+    assert status != 0
+    assert "none of 2 checkpoint(s) is intact" in output
+    assert "Traceback" not in output
+    assert (run_dir / "metrics.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_other_topology_and_other_configuration_are_refused(
+    stopped: tuple[Path, Path], small_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(stopped[1], run_dir)
+    arguments = ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]
+    status, output = Ranks(2, arguments).finish()
+    assert status != 0
+    assert "written by 1 process(es), but 2 were launched" in output
+    status, output = Ranks(1, [*arguments, "--optimizer.lr=0.02"]).finish()
+    assert status == 2
+    assert "optimizer.lr: this directory holds a run with 0.01, not 0.02" in output
+
+
+@pytest.mark.slow
+def test_complete_run_is_left_alone(stopped: tuple[Path, Path], small_run: Path) -> None:
+    whole, _ = stopped
+    before = (whole / "record.json").read_bytes()
+    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(whole), "--checkpoint.every=10"]).finish()
+    assert status == 0
+    assert "complete already" in output
+    assert (whole / "record.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
+    """2 blocks, d = 16, SwiGLU 48, V = 300, QK-norm of width 8, tied, no biases."""
+    record = read_record(stopped[0])
+    block = 4 * 16 * 16 + 3 * 16 * 48 + 2 * 16 + 2 * 8
+    assert record["N_non_embedding"] == 2 * block + 16
+    assert record["N"] == 2 * block + 16 + 300 * 16
+    assert record["N_head"] == 300 * 16
+    assert record["D"] == 30 * 8 * 32
+    per_token = 3 * 2 * (2 * (4 * 16 * 16 + 3 * 16 * 48 + 2 * 32 * 16) + 300 * 16)
+    assert record["flops"] == record["D"] * per_token
+    assert record["flops_6nd"] == 6 * record["N"] * record["D"]
+    assert record["complete"] is True
+    assert record["validation_tokens"] == 46 * 32
+    last = read_rows(stopped[0])[-1]
+    assert last["tokens"] == record["D"] and last["flops"] == record["flops"]
+    assert last["val_loss"] == record["val_loss"]
+    nats_per_byte = record["val_loss"] / record["validation_bytes_per_token"]
+    assert record["bits_per_byte"] == pytest.approx(nats_per_byte / 0.6931471805599453)
+    assert json.dumps(record, allow_nan=False)
