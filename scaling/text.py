@@ -1,0 +1,67 @@
+"""Numbers as people read them: 7B parameters, 1.2e21 FLOPs, 3.142 nats."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from markupsafe import Markup, escape
+
+_SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
+
+UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "S": "steps", "U": "unique tokens", "loss": "nats per token"}
+SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "rho": "ρ", "sigma": "σ"}
+
+
+def count(value: float, digits: int = 3) -> str:
+    """Parameters or tokens with a suffix: 25_088 is 25.1k, 7e9 is 7B."""
+    for size, suffix in _SUFFIXES:
+        if abs(value) >= size * (1 - 0.5 * 10**-digits) and abs(value) < 1e16:
+            return f"{value / size:.{digits}g}{suffix}" if abs(value) < 999.5 * size else f"{value / size:,.0f}{suffix}"
+    return significant(value, digits)
+
+
+def flops(value: float, digits: int = 3) -> str:
+    """FLOPs as 1.2e21."""
+    if not math.isfinite(value) or value <= 0:
+        return "–"
+    exponent = math.floor(math.log10(value))
+    mantissa = f"{value / 10**exponent:.{digits}g}"
+    if float(mantissa) >= 10:
+        mantissa, exponent = "1", exponent + 1
+    return f"{mantissa}e{exponent}"
+
+
+def significant(value: float | None, digits: int = 4) -> str:
+    """``digits`` significant figures, without an exponent where that stays short."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if value == 0:
+        return "0"
+    magnitude = abs(value)
+    if 1e-4 <= magnitude < 1e6:
+        decimals = max(0, digits - 1 - math.floor(math.log10(magnitude)))
+        return f"{value:,.{decimals}f}"
+    return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e−").replace("e-", "e−")
+
+
+def percent(value: float, digits: int = 2) -> str:
+    """A ratio as a signed percentage."""
+    return f"{100 * value:+.{digits}f} %".replace("-", "−")
+
+
+def quantity(name: str, value: float) -> str:
+    """The value of a variable, N, D or C, in its usual notation."""
+    return flops(value) if name == "C" else count(value)
+
+
+def symbol(parameter: str) -> str:
+    """A parameter's name as it is printed: alpha is α, A_c stays."""
+    head, _, tail = parameter.partition("_")
+    return SYMBOLS.get(head, head) + (f"_{tail}" if tail else "")
+
+
+def formula(text: str) -> Markup:
+    """A sentence for a page, with x^2 raised and N_opt lowered; everything else is escaped."""
+    raised = re.sub(r"\^([\w.−+/()-]*[\w)])", r"<sup>\1</sup>", str(escape(text)))
+    return Markup(re.sub(r"(?<![\w.])([A-Zα-ω])_(\w+)", r"\1<sub>\2</sub>", raised))

@@ -1,0 +1,105 @@
+"""A fitted law as something to draw: its value and its band at any N and D, and the best of it at any budget."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from .laws import LAWS, Array, Law
+from .table import Table
+
+DRAWN = 400  # bootstrap draws that a picture uses
+
+
+@dataclass(frozen=True)
+class Band:
+    """A curve (points,) and the bounds of its interval (points,)."""
+
+    middle: Array
+    low: Array
+    high: Array
+
+
+@dataclass(frozen=True)
+class View:
+    """The content of a law.json, the table it was fitted to and the bootstrap draws (may be empty)."""
+
+    law: Mapping[str, Any]
+    table: Table
+    draws: Mapping[str, Array]
+
+    @cached_property
+    def declared(self) -> Law:
+        """The law's formula."""
+        return LAWS[self.law["law"]]
+
+    @property
+    def level(self) -> float:
+        """Level of every interval."""
+        return float(self.law["level"])
+
+    @property
+    def is_surface(self) -> bool:
+        """Whether the law is a loss over N and D, so that slices and a best allocation exist."""
+        variables = set(self.declared.variables)
+        return {"N", "D"} <= variables <= {"N", "D", "U"} and self.declared.response == "loss"
+
+    @cached_property
+    def thinned(self) -> dict[str, Array]:
+        """At most DRAWN of the draws, evenly taken, each (draws, 1)."""
+        if not set(self.declared.parameters) <= set(self.draws):
+            return {}
+        total = len(self.draws[self.declared.parameters[0]])
+        keep = np.linspace(0, total - 1, min(DRAWN, total)).round().astype(int)
+        return {k: np.asarray(self.draws[k], dtype=float)[keep, None] for k in self.declared.parameters}
+
+    def bounds(self, samples: Array) -> tuple[Array, Array]:
+        """Equal-tailed interval of samples (draws, points)."""
+        low, high = np.quantile(samples, [(1 - self.level) / 2, (1 + self.level) / 2], axis=0)
+        return low, high
+
+    def band(self, columns: Mapping[str, Array]) -> Band:
+        """The law at ``columns`` (points,), with the interval of its parameters' uncertainty."""
+        middle = self.declared.evaluate(self.law["params"], columns)
+        if not self.thinned:
+            return Band(middle, middle, middle)
+        return Band(middle, *self.bounds(self.declared.evaluate(self.thinned, columns)))
+
+    def at(self, N: Array, D: Array) -> Band:
+        """The law at N parameters and D tokens, none of them repeated."""
+        return self.band({"N": N, "D": D, "U": D})
+
+    @cached_property
+    def _cost(self) -> tuple[Array, Array]:
+        """log N of every size and the log of its compute per parameter and token, C / (N D)."""
+        columns = self.table.columns
+        sizes, index = np.unique(columns["N"], return_inverse=True)
+        ratio = np.log(columns["C"] / (columns["N"] * columns["D"]))
+        return np.log(sizes), np.bincount(index, ratio) / np.bincount(index)
+
+    def flops_per_token(self, N: Array) -> Array:
+        """C / D of a model of N parameters: interpolated between the sizes of the table, proportional to N outside."""
+        log_sizes, log_ratio = self._cost
+        return np.asarray(N * np.exp(np.interp(np.log(N), log_sizes, log_ratio)))
+
+    def best(self, C: Array) -> Band:
+        """The least loss that the law allows at each budget C (points,), over all N with D = C / flops_per_token(N)."""
+        sizes = self.table.columns["N"]
+        N = np.geomspace(sizes.min() / 1e2, sizes.max() * 1e4, 320)[:, None]
+        columns = dict(zip("ND", np.broadcast_arrays(N, C / self.flops_per_token(N)), strict=True))
+        flat = {k: v.ravel() for k, v in columns.items()}
+        flat["U"] = flat["D"]
+
+        def least(params: Mapping[str, float | Array]) -> Array:
+            values = self.declared.evaluate(params, flat)
+            return values.reshape(*values.shape[:-1], *columns["N"].shape).min(axis=-2)
+
+        middle = least(self.law["params"])
+        if not self.thinned:
+            return Band(middle, middle, middle)
+        chunks = [least({k: v[i : i + 50] for k, v in self.thinned.items()}) for i in range(0, DRAWN, 50)]
+        return Band(middle, *self.bounds(np.concatenate([c for c in chunks if len(c)])))
