@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs.reader import ConfigError, dump_yaml
 from data.config import DataError
-from train.display import console, result_table, show_table, status_table
+from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
 from train.runstate import read_states, require_unchanged
 from train.scheduler import end_of_log, run_sweep
@@ -53,10 +53,9 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
     if options.print_config:
         print(dump_yaml(sweep.config), end="")
         return 0
-    out = console()
     states = read_states(sweep.runs)
     if options.status:
-        show_table(out, status_table(sweep.runs, states))
+        show_table(status_table(sweep.runs, states))
         return 0
     devices = find_devices(sweep.config)
     if not options.dry_run:
@@ -64,14 +63,14 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
     require_unchanged(sweep.runs)
     plan = make_plan(sweep, planned_for := as_if(devices, sweep))
     words = {name: state.state for name, state in states.items()}
-    show_table(out, plan_table(plan, words))
-    out.print(*plan_summary(plan, words), sep="\n", soft_wrap=True, markup=False)
+    show_table(plan_table(plan, words))
+    print(*plan_summary(plan, words), sep="\n")
     if planned_for is not devices:
         print(f"note: there are {devices} here; the plan is for {planned_for}")
     if options.dry_run:
         return 0
     outcome = run_sweep(plan, lambda: _prepare(sweep))
-    show_table(out, result_table(sweep.runs, outcome.states))
+    show_table(result_table(sweep.runs, outcome.states))
     if outcome.failures:
         print(f"{len(outcome.failures)} of {len(sweep.runs)} runs failed:", file=sys.stderr)
         print(*map(end_of_log, outcome.failures), sep="\n", file=sys.stderr)

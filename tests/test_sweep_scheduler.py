@@ -106,7 +106,7 @@ def test_unfinished_run_is_launched_again(tmp_path):
     [
         ("crash", "exit status 1: ValueError: the sky fell"),
         ("killed", "killed by SIGKILL"),
-        ("orphan", "exit status 0 but record.json is not complete"),
+        ("orphan", "exit status is 0 but record.json is not complete"),
     ],
 )
 def test_failure_leaves_siblings_alone(tmp_path, behaviour, reason):
@@ -205,8 +205,10 @@ def test_what_an_earlier_sweep_left_running_is_ended(tmp_path):
 # ------------------------------------------------------------------------------- being ended from outside
 
 DRIVER = textwrap.dedent("""
-    import sys
+    import signal, sys
     from pathlib import Path
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
     from test_sweep_scheduler import go, make_sweep
     outcome = go(make_sweep(Path(sys.argv[1]), "[tiny-1k, tiny-3k]", "--grace_seconds=" + sys.argv[2]),
                  {"tiny-1k": "family", "tiny-3k": "family"})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Self
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.measure import Measurement
@@ -26,12 +27,13 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=240, no_color=True, highlight=False)
 
 
-def show_table(out: Console, table: Table) -> None:
-    """Print a table at its full width, as plain aligned text where `out` is not a terminal."""
-    if not out.is_terminal:
-        table.box = None
-    width = Measurement.get(out, out.options.update(max_width=400), table).maximum
-    out.print(table, width=max(width, 1), crop=False, no_wrap=True)
+def show_table(table: Table) -> None:
+    """Print a table: ruled on a terminal, plain aligned text in a log, and never with its figures cut off."""
+    out = console()
+    table.box = SIMPLE_HEAD if out.is_terminal else None
+    needed = Measurement.get(out, out.options.update(max_width=1000), table).minimum
+    out.width = max(out.width, needed)
+    out.print(table, crop=False)
 
 
 class Progress:
@@ -74,7 +76,7 @@ class Progress:
         self.say(self._footer(states))
 
     def _table(self, states: Mapping[str, RunState]) -> Table:
-        table = Table(title=self._footer(states), title_justify="left")
+        table = Table(title=self._footer(states), title_justify="left", box=SIMPLE_HEAD)
         for heading in ("run", "state", "step", "loss", "tokens/s", "left"):
             table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
         for run in _most_telling(self.plan.sweep.runs, states, self.console.height - 6):
@@ -130,7 +132,8 @@ def status_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table
     """Return the state of every run, as `sweep.py --status` prints it."""
     table = Table(title_justify="left")
     for heading in ("run", "state", "step", "loss", "remark"):
-        table.add_column(heading, justify="right" if heading in ("step", "loss") else "left")
+        numeric = heading in ("step", "loss")
+        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "remark")
     for run in runs:
         state = states[run.name]
         loss = state.record.get("val_loss") or state.row.get("loss")

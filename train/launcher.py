@@ -24,8 +24,8 @@ def deepspeed_program() -> list[str]:
     return [sys.executable, str(program)]
 
 
-def launch_command(run: Run, slot: Slot, port: int, devices: Devices, more: Sequence[str] = ()) -> list[str]:
-    """Return the command that trains `run` on `slot`; `more` are further arguments for the launcher."""
+def launch_arguments(run: Run, slot: Slot, port: int, devices: Devices, more: Sequence[str] = ()) -> list[str]:
+    """Return what the launcher needs to train `run` on `slot`; `more` are further arguments for it."""
     if devices.kind == "cpu":
         place = ["--num_accelerators", str(run.devices)]
     else:
@@ -38,7 +38,7 @@ def launch_command(run: Run, slot: Slot, port: int, devices: Devices, more: Sequ
     else:
         place += ["--hostfile", os.devnull]  # otherwise the launcher reads /job/hostfile where that exists
     files = ["--config", str(run.directory / "config.yaml"), "--run-dir", str(run.directory)]
-    return [*deepspeed_program(), *place, "--master_port", str(port), *more, str(PRETRAIN), *files]
+    return [*place, "--master_port", str(port), *more, str(PRETRAIN), *files]
 
 
 def launch_environment(run: Run, devices: Devices) -> dict[str, str]:

@@ -140,9 +140,10 @@ def _step_from_siblings(run: Run, speeds: list[tuple[float, float]]) -> float:
 
 def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
     """Return the table of all runs; `states` says of each run how far it is."""
-    title = f"{plan.sweep.config.name}: {len(plan.sweep.runs)} runs on {plan.devices}"
+    count = len(plan.sweep.runs)
+    title = f"{plan.sweep.config.name}: {count} run{'s' if count != 1 else ''} on {plan.devices}"
     table = Table(title=title, title_justify="left")
-    table.add_column("run")
+    table.add_column("run", no_wrap=True)
     columns = "N|non-emb.|head|D|D/N|batch|lr|steps|FLOPs|6ND|devices|time|state"
     for heading in columns.split("|"):
         table.add_column(heading, justify="right", no_wrap=True)

@@ -12,7 +12,7 @@ from types import FrameType
 
 from train.display import Progress
 from train.files import only_process
-from train.launcher import launch_command, launch_environment
+from train.launcher import deepspeed_program, launch_arguments, launch_environment
 from train.plan import Plan
 from train.ports import ReservedPort, reserve_port
 from train.processes import processes_of, start_guard, stop
@@ -95,9 +95,10 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
     Raises:
         ConfigError: when a run was begun under another configuration; nothing has been started then.
         BlockingIOError: when another sweep uses the same directory.
-        OSError: when the directory cannot be written.
+        OSError: when the directory cannot be written, or the `deepspeed` launcher is not installed.
     """
     sweep, directory = plan.sweep, plan.sweep.config.directory
+    command = command or _deepspeed(plan)
     directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
         require_unchanged(sweep.runs)
@@ -111,15 +112,15 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
         guard = start_guard(directory, sweep.config.grace_seconds)
         try:
             with _interrupts() as interrupts, Progress(plan) as progress:
-                scheduler = _Scheduler(plan, command or _deepspeed(plan), progress, interrupts)
+                scheduler = _Scheduler(plan, command, progress, interrupts)
                 return scheduler.run(waiting)
         finally:
             guard.communicate()  # closes its input; it finds nothing to end
 
 
 def _deepspeed(plan: Plan) -> Command:
-    more = plan.sweep.config.launcher_args
-    return lambda run, slot, port: launch_command(run, slot, port, plan.devices, more)
+    program, more = deepspeed_program(), plan.sweep.config.launcher_args
+    return lambda run, slot, port: [*program, *launch_arguments(run, slot, port, plan.devices, more)]
 
 
 @contextmanager
@@ -131,7 +132,9 @@ def _interrupts() -> Iterator[_Interrupts]:
         interrupts.received.append(number)
 
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, collect) for number in signals}
+    # What is ignored already stays ignored: that is what nohup asks for.
+    heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, collect) for number in heard}
     try:
         yield interrupts
     finally:
@@ -200,7 +203,8 @@ class _Scheduler:
             self.progress.say(f"{run.name}: complete, val_loss {record.get('val_loss', float('nan')):.4f}")
             return False
         lines = last_meaningful_lines(run.directory / "log.txt", launched.log_start)
-        reason = _reason(code) + (f": {lines[-1]}" if lines else "")
+        reason = _reason(code)
+        reason += f": {lines[-1]}" if code > 0 and lines else ""
         note_event(self.config.directory, run.name, "failed", code=code, reason=reason, seconds=seconds)
         again = code not in (_USER_ERROR, _DIVERGED) and launched.attempt <= self.config.retries
         self.progress.say(f"{run.name}: failed, {reason}" + ("; launching it again" if again else ""))
@@ -236,7 +240,7 @@ def _states(plan: Plan, running: set[str]) -> dict[str, RunState]:
 
 def _reason(code: int) -> str:
     if code == 0:
-        return "the launcher ended with exit status 0 but record.json is not complete: a process of it was killed"
+        return "the launcher was killed or ended early: its exit status is 0 but record.json is not complete"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exit status {code}"
@@ -245,5 +249,4 @@ def _reason(code: int) -> str:
 def end_of_log(failure: Failure) -> str:
     """Return what a person needs to know of a failed run."""
     log: Path = failure.run.directory / "log.txt"
-    heading = f"{failure.run.name}: {failure.reason.split(': ', 1)[0]} ({log})"
-    return "\n".join([heading, *(f"    {line}" for line in failure.lines)])
+    return "\n".join([f"{failure.run.name}: {failure.reason} ({log})", *(f"    {line}" for line in failure.lines)])

@@ -110,6 +110,10 @@ class SweepConfig:
             yield "flops_per_second", f"{self.flops_per_second} must be above 0"
         if self.hostfile is not None and self.device == "cpu":
             yield "device", "cpu does not work with a hostfile, whose slots are GPUs; nearest is 'gpu'"
+        for section, tree in (("run", self.run), *((f"points.{i}", point) for i, point in enumerate(self.points))):
+            keys = [key for key, _ in _items(tree)]
+            for key in sorted({key for key in keys if keys.count(key) > 1}):
+                yield f"{section}.{key}", "is given twice, dotted and nested"
         if self.lr is not None and "optimizer.lr" in _leaves(_nest(self.run)):
             yield "run.optimizer.lr", "is given beside the rule `lr`; leave one out (lr: null)"
 
@@ -205,7 +209,7 @@ def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem]) -> di
         found.append(Problem(origin["axes"], "axes", "must be a mapping of run keys to lists of values"))
         return {}
     axes: dict[str, list[Any]] = {}
-    for key, values in _leaves(tree).items():
+    for key, values in _items(tree):
         source = origin[f"axes.{key}"]
         if not isinstance(values, list) or not values:
             found.append(Problem(source, f"axes.{key}", f"{values!r} is not a list of values; write [{values}]"))
@@ -224,15 +228,18 @@ def _narrow(axes: dict[str, list[Any]], for_runs: Tree) -> dict[str, list[Any]]:
     return {key: [given[key]] if key in given else values for key, values in axes.items()}
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    flat: dict[str, Any] = {}
+def _items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of everything in a tree that is not itself a mapping."""
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _leaves(value, f"{prefix}{key}.")
+            yield from _items(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            yield prefix + key, value
+
+
+def _leaves(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
+    return dict(_items(tree))
 
 
 def _paths(tree: Mapping[str, Any]) -> set[str]:
@@ -315,16 +322,19 @@ def _build_run(
     """Turn the merged keys of one run into a `Run`."""
     keeps_lr = "optimizer.lr" in _leaves(chosen).keys() | _leaves(for_runs).keys()
     devices = tree.get("devices_per_run", sweep.devices_per_run)
-    keys = {key: value for key, value in tree.items() if key != "devices_per_run"} | {"name": "unnamed"}
+    given_name = _leaves(chosen).get("name")
+    keys = {key: value for key, value in tree.items() if key != "devices_per_run"}
+    keys["name"] = "unnamed" if given_name is None else given_name
     run = build(RunConfig, keys, sweep.base, origin, lambda keys: _fill_in(keys, sweep, keeps_lr))
     problem = _device_problem(run, devices)
     if problem:
         key, message = problem
         raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
-    name = _leaves(chosen).get("name") or _run_name(run, tree, chosen, lowest)
-    for key, message in check(run := replace(run, name=name)):
-        raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
-    return Run(run, devices, sweep.directory / name)
+    if given_name is None:
+        run = replace(run, name=_run_name(run, tree, chosen, lowest))
+        for key, message in check(run):  # it may be too long
+            raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
+    return Run(run, devices, sweep.directory / run.name)
 
 
 def _fill_in(tree: Tree, sweep: SweepConfig, keeps_lr: bool) -> Tree:

@@ -1,0 +1,150 @@
+"""Placing runs on devices, and the commands that follow."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from configs.reader import ConfigError
+from train.config import load_run
+from train.launcher import launch_arguments, launch_environment
+from train.plan import Plan
+from train.processes import MARK
+from train.slots import Devices, Pool, Slot, available_cores, find_devices, read_hostfile, require_devices
+from train.sweep import Run, Sweep, SweepConfig
+
+TINY = Path(__file__).parent.parent / "configs" / "runs" / "tiny.yaml"
+TWO_HOSTS = {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)}
+
+
+def make_run(devices: int = 1, name: str = "r") -> Run:
+    return Run(load_run(TINY, [f"--name={name}", "--train.global_batch=64"]), devices, Path("runs/x") / name)
+
+
+def config(**keys: object) -> SweepConfig:
+    return SweepConfig(name="s", base="b", **keys)  # type: ignore[arg-type]
+
+
+def test_no_device_is_with_two_runs_at_a_time():
+    pool = Pool(Devices("gpu", TWO_HOSTS))
+    slots = [pool.take(make_run(count)) for count in (2, 3, 2, 1)]
+    assert pool.take(make_run(1)) is None
+    taken = [(host, number) for slot in slots if slot for host, numbers in slot.devices for number in numbers]
+    assert sorted(taken) == [(host, number) for host in "ab" for number in range(4)]
+    for slot in slots:
+        assert slot is not None
+        pool.give_back(slot)
+    assert pool.take(make_run(8)) == Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3))))
+
+
+def test_small_runs_fill_machines_up():
+    pool = Pool(Devices("gpu", TWO_HOSTS))
+    assert pool.take(make_run(3)) == Slot((("a", (0, 1, 2)),))
+    assert pool.take(make_run(1)) == Slot((("a", (3,)),))
+    assert pool.take(make_run(4)) == Slot((("b", (0, 1, 2, 3)),))
+
+
+@pytest.mark.parametrize(
+    ("hosts", "count", "words"),
+    [
+        (TWO_HOSTS, 9, "9 GPUs are needed, and there are 4 on a, 4 on b"),
+        (TWO_HOSTS, 6, "6 GPUs are more than one machine has .* do not fill whole machines"),
+        ({}, 1, "1 GPUs are needed, and there are none on this machine"),
+    ],
+)
+def test_runs_that_fit_nowhere_are_refused(hosts, count, words):
+    sweep = Sweep(config(), (make_run(1 if hosts else count), make_run(count)))
+    with pytest.raises(ConfigError, match=words):
+        require_devices(sweep, Devices("gpu", hosts))
+
+
+def test_cpu_cores_are_shared_out(monkeypatch):
+    monkeypatch.setattr("train.slots.available_cores", lambda: 8)
+    assert find_devices(config(device="cpu")).total == 8
+    devices = find_devices(config(device="cpu", threads_per_run=3))
+    assert (devices.total, devices.threads) == (2, 3)
+    assert find_devices(config(device="cpu", threads_per_run=16)).total == 1
+    assert find_devices(config(device="cpu", devices_per_run=2)).total == 4
+    pool = Pool(find_devices(config(device="cpu", parallel_runs=2)))
+    assert [pool.take(make_run()) is None for _ in range(3)] == [False, False, True]
+
+
+def test_cores_of_a_container(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)), raising=False)
+    for text, cores in (("max 100000\n", 16), ("250000 100000\n", 2), ("50000 100000\n", 1), ("nonsense", 16)):
+        monkeypatch.setattr(Path, "read_text", lambda self, text=text: text)
+        assert available_cores() == cores
+
+
+def test_hostfile(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text("# ours\nnode-1 slots=2\n\nnode-2.local   slots=4\n")
+    assert read_hostfile(path) == {"node-1": (0, 1), "node-2.local": (0, 1, 2, 3)}
+    path.write_text("node-1 slots=2\nnode-1 slots=3\nnode-2 gpus=4\n-oProxyCommand=x slots=1\n")
+    with pytest.raises(ConfigError) as error:
+        read_hostfile(path)
+    told = str(error.value)
+    assert "line 2: the host 'node-1' is given twice" in told
+    assert "line 3: 'node-2 gpus=4' is not of the form 'host slots=8'" in told
+    assert "line 4" in told
+    path.write_text("\n")
+    with pytest.raises(ConfigError, match="names no host"):
+        read_hostfile(path)
+    with pytest.raises(ConfigError, match="cannot be read"):
+        find_devices(config(hostfile=str(tmp_path / "absent")))
+
+
+def test_launcher_arguments():
+    run = make_run(2)
+    cpu = launch_arguments(run, Slot((("localhost", (1,)),)), 20_000, Devices("cpu", {"localhost": (0, 1)}, 2))
+    assert cpu[:2] == ["--num_accelerators", "2"]
+    assert cpu[cpu.index("--master_port") + 1] == "20000"
+    assert cpu[-5:-1] == [str(Path(cpu[-5])), "--config", "runs/x/r/config.yaml", "--run-dir"]
+    gpu = launch_arguments(run, Slot((("localhost", (2, 5)),)), 1, Devices("gpu", {"localhost": tuple(range(8))}))
+    assert gpu[:2] == ["--include", "localhost:2,5"]
+    assert "--force_multi" not in gpu
+    devices = Devices("gpu", TWO_HOSTS, hostfile=Path("/h"))
+    far = launch_arguments(run, Slot((("a", (0, 1)),)), 1, devices, ["--launcher", "slurm"])
+    assert far[far.index("--hostfile") + 1] == "/h"
+    assert "--force_multi" in far
+    assert far[far.index("--launcher") + 1] == "slurm"
+    both = launch_arguments(run, Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 1, devices)
+    assert both[1] == "a:0,1,2,3@b:0,1,2,3"
+
+
+def test_launcher_understands_our_arguments():
+    """The launcher's own parser reads them as meant."""
+    runner = pytest.importorskip("deepspeed.launcher.runner")
+    devices = Devices("gpu", TWO_HOSTS, hostfile=Path("/h"))
+    arguments = launch_arguments(make_run(8), Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 20_002, devices)
+    parsed = runner.parse_args(arguments)
+    assert (parsed.master_port, parsed.hostfile, parsed.force_multi) == (20_002, "/h", True)
+    assert runner.parse_inclusion_exclusion({"a": 4, "b": 4, "c": 4}, parsed.include, "") == {
+        "a": [0, 1, 2, 3],
+        "b": [0, 1, 2, 3],
+    }
+    assert Path(parsed.user_script).name == "pretrain.py"
+    assert parsed.user_args[0] == "--config"
+
+
+def test_environment_of_a_run(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(name, "7")
+    run = make_run(2)
+    environment = launch_environment(run, Devices("cpu", {"localhost": (0,)}, threads=4))
+    assert not {"RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"} & environment.keys()
+    assert (environment["DS_ACCELERATOR"], environment["OMP_NUM_THREADS"]) == ("cpu", "2")
+    assert environment[MARK] == str(run.directory.resolve())
+
+
+def test_expected_time_of_the_whole_sweep():
+    """Longest first onto two places: 6 and 4 start, 3 follows the 4, 1 follows the 6."""
+    runs = tuple(make_run(1, name) for name in "abcd")
+    seconds = {"a": 3.0, "b": 6.0, "c": 1.0, "d": 4.0}
+    plan = Plan(Sweep(config(), runs), Devices("gpu", {"x": (0, 1)}), seconds, "")
+    assert "".join(run.name for run in plan.order()) == "bdac"
+    assert plan.wall_seconds(seconds) == 7.0
+    assert plan.wall_seconds({"a": 3.0}) == 3.0
+    assert plan.wall_seconds({}) == 0.0
+    too_large = Plan(Sweep(config(), (make_run(4),)), Devices("gpu", {"x": (0, 1)}), {"r": 1.0}, "")
+    assert math.isinf(too_large.wall_seconds({"r": 1.0}))
