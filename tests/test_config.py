@@ -89,7 +89,9 @@ def test_extends_merges_and_blames_the_right_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"base\.yaml: inner\.kind"):
         read(tmp_path, "extends: base.yaml\ninner: {width: 5}")
     (tmp_path / "base.yaml").write_text("seed: 3\ninner: {width: 4, kind: constant}")
-    assert read(tmp_path, "extends: base.yaml\ninner: {width: 5}") == Outer(seed=3, inner=Inner(width=5, kind="constant"))
+    assert read(tmp_path, "extends: base.yaml\ninner: {width: 5}") == Outer(
+        seed=3, inner=Inner(width=5, kind="constant")
+    )
 
 
 def test_extends_in_a_circle_and_missing_file(tmp_path: Path) -> None:

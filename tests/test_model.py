@@ -121,9 +121,7 @@ def test_no_position_sees_the_future(keys: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("keys", STYLES)
 @pytest.mark.parametrize("rows", [1, 7, 4096], ids=["chunks-of-1", "chunks-of-7", "one-chunk"])
-def test_chunked_loss_equals_cross_entropy(
-    keys: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_chunked_loss_equals_cross_entropy(keys: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(**keys)
     monkeypatch.setattr("model.loss._CHUNK_LOGITS", rows * config.vocab_size)
     chunked, naive = make_model(config).double(), make_model(config).double()

@@ -84,9 +84,7 @@ def test_damaged_checkpoint_is_named_and_passed_over(
     else:
         (newest / "manifest.json" if damage == "manifest" else victim).unlink()
     (run_dir / "metrics.jsonl").unlink()
-    status, output = Ranks(
-        1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]
-    ).finish()
+    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]).finish()
     assert status == 0, output
     assert "step-00000020: damaged" in output
     assert [row["step"] for row in read_rows(run_dir)] == list(range(11, 31))

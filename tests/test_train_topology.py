@@ -62,7 +62,9 @@ def test_same_curve_on_every_topology(
 
 
 @pytest.mark.slow
-def test_the_comparison_would_notice(small_run: Path, reference: tuple[list[dict[str, Any]], float], tmp_path: Path) -> None:
+def test_the_comparison_would_notice(
+    small_run: Path, reference: tuple[list[dict[str, Any]], float], tmp_path: Path
+) -> None:
     """Negative control: one part in a hundred of the learning rate is seen within 30 steps."""
     rows = run_ranks(1, small_run, tmp_path / "run", "--optimizer.lr=0.0101")
     assert largest_difference(reference[0], rows, "loss") > 10 * FP32

@@ -1,8 +1,10 @@
 """Command line of one training run; `deepspeed scripts/pretrain.py` and `deepspeed --module train` both end here."""
 
 import argparse
+import json
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 from configs.reader import ConfigError, Problem, dump_yaml, parse_yaml
@@ -12,6 +14,8 @@ USER_ERROR = 2
 """Exit status for a mistake in the input; nothing was started and nothing was changed."""
 DIVERGED = 3
 """Exit status of a run whose loss stopped being a number."""
+NO_CHECKPOINT = 4
+"""Exit status when checkpoints exist but none can be continued from."""
 
 _EXAMPLE = """\
 example:
@@ -20,7 +24,7 @@ example:
 
 Every key of the YAML can be overridden as --section.key=value; --print-config shows them all, resolved.
 Lengths are in tokens, losses in nats per token.
-exit status: 0 done, 2 a mistake in the input, 3 diverged, other: see the log; run again to continue."""
+exit status: 0 done, 2 a mistake in the input, 3 diverged, 4 no usable checkpoint; other: see the log, run again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,7 +56,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         return 0
     run_dir = options.run_dir or Path("runs") / run.name
     # Imports of torch and deepspeed take seconds; mistakes above are told at once.
-    from train.topology import connect, launched_topology
+    from train.topology import connect, disconnect, launched_topology
 
     topology = launched_topology(run.parallel.pipeline_stages)
     problem = batch_problem(run, topology.data_parallel)
@@ -72,10 +76,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     _check_stored(run, run_dir)
     corpus = open_corpus(prepare(run.data, progress=topology.is_main), verify=topology.local_rank == 0)
     if corpus.vocab_size > run.model.vocab_size:
-        message = f"{run.model.vocab_size} is less than the corpus's {corpus.vocab_size}"
-        raise ConfigError([Problem(str(options.config), "model.vocab_size", f"{message}; nearest is {corpus.vocab_size}")])
-
-    from contextlib import ExitStack
+        message = f"{run.model.vocab_size} is less than the corpus's {corpus.vocab_size}, which is the nearest"
+        raise ConfigError([Problem(str(options.config), "model.vocab_size", message)])
 
     with ExitStack() as stack:
         if topology.is_main:
@@ -87,18 +89,21 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         if topology.is_main:
             write_atomic(run_dir / "config.yaml", dump_yaml(run))
         connect(topology)
+        from train.checkpoint import CheckpointError
         from train.loop import TrainingDiverged, train
 
         try:
             train(run, run_dir, corpus, topology, ds_config)
         except TrainingDiverged as error:
             return _complain(str(error), DIVERGED)
+        except CheckpointError as error:
+            return _complain(str(error), NO_CHECKPOINT)
+        finally:
+            disconnect()
     return 0
 
 
 def _is_complete(run_dir: Path) -> bool:
-    import json
-
     try:
         return bool(json.loads((run_dir / "record.json").read_text())["complete"])
     except (OSError, ValueError, KeyError):

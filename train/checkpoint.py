@@ -82,9 +82,13 @@ def _choose(folder: Path, world_size: int) -> tuple[int, str | None, str | None]
             continue
         manifest = json.loads((path / _MANIFEST).read_text())
         if manifest["world_size"] != world_size:
-            return 0, None, (
-                f"{path}: written by {manifest['world_size']} process(es), but {world_size} were launched; "
-                f"launch {manifest['world_size']}, or start over in another directory"
+            return (
+                0,
+                None,
+                (
+                    f"{path}: written by {manifest['world_size']} process(es), but {world_size} were launched; "
+                    f"launch {manifest['world_size']}, or start over in another directory"
+                ),
             )
         return manifest["step"], str(path), None
     if candidates:

@@ -1,5 +1,6 @@
 """The training loop: from a run's configuration to its record."""
 
+import dataclasses
 import sys
 import time
 from pathlib import Path
@@ -7,7 +8,6 @@ from typing import Any
 
 import torch
 
-from configs.reader import dump_yaml
 from data.batches import Windows, repetition, target_bytes, validation_windows
 from data.shards import Corpus
 from train import checkpoint
@@ -90,7 +90,7 @@ class _Reporter:
     def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
         self.run, self.run_dir, self.topology = run, run_dir, topology
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
-        settings = {"run": dump_yaml(run), **_flat(run), "devices": topology.world_size}
+        settings = {**dataclasses.asdict(run), "devices": topology.world_size}
         run_id = f"{run.wandb.group or 'run'}-{run_dir.name}"[:128]
         self.tracker = Tracker(run.wandb, run_id, run_dir.name, run_dir, settings)
         self.peak = peak_flops()
@@ -101,7 +101,7 @@ class _Reporter:
     def step(self, done: int, loss: float, grad_norm: float, lr: float, val_loss: float | None) -> None:
         """Log the step that has just been done."""
         now = time.perf_counter()
-        row = {
+        row: dict[str, Any] = {
             "step": done,
             "tokens": done * self.run.tokens_per_step,
             "flops": done * self.run.tokens_per_step * self.run.flops_per_token,
@@ -125,7 +125,8 @@ class _Reporter:
         else:
             speed = f"{row.get('tokens_per_second', float('nan')):,.0f} tokens/s"
             validation = f"  val_loss {val_loss:.4f}" if val_loss is not None else ""
-            print(f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}  {speed}{validation}", flush=True)
+            text = f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
+            print(f"{text}  {speed}{validation}", flush=True)
 
     def finish(self, val_loss: float, data: dict[str, Any]) -> None:
         """Write the record; it is the last file of a run."""
@@ -136,7 +137,8 @@ class _Reporter:
         if self.progress is not None:
             self.progress.close()
         self.tracker.finish({k: v for k, v in record.items() if isinstance(v, int | float)})
-        print(f"val_loss {val_loss:.4f} nats/token, {record['bits_per_byte']:.4f} bits/byte -> {self.run_dir}/record.json")
+        text = f"val_loss {val_loss:.4f} nats/token, {record['bits_per_byte']:.4f} bits/byte"
+        print(f"{text} -> {self.run_dir}/record.json", flush=True)
 
 
 class _ProgressBar:
@@ -145,8 +147,8 @@ class _ProgressBar:
     def __init__(self, run: RunConfig) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeRemainingColumn())
-        self.bar = Progress(*columns)
+        text = TextColumn("{task.fields[text]}")
+        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
         self.task = self.bar.add_task(run.name, total=run.steps, text="")
         self.bar.start()
 
@@ -156,10 +158,3 @@ class _ProgressBar:
 
     def close(self) -> None:
         self.bar.stop()
-
-
-def _flat(run: RunConfig) -> dict[str, Any]:
-    """Return the sections as nested mappings, which W&B turns into sortable columns."""
-    import dataclasses
-
-    return dataclasses.asdict(run)

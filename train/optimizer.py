@@ -18,11 +18,15 @@ def parameter_groups(parameters: NamedParameters, weight_decay: float) -> list[d
     An embedding row gets a gradient only when its token occurs, but would decay at every step (OLMo 2,
     arXiv 2501.00656, section 3.2).
     """
-    decay, keep = [], []
+    decay: list[nn.Parameter] = []
+    keep: list[nn.Parameter] = []
     for name, parameter in parameters:
         is_embedding = name in ("embedding.weight", "positions.weight")
         (keep if parameter.ndim == 1 or is_embedding else decay).append(parameter)
-    groups = [{"params": decay, "weight_decay": weight_decay}, {"params": keep, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": decay, "weight_decay": weight_decay},
+        {"params": keep, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 

@@ -67,3 +67,9 @@ def connect(topology: Topology) -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(topology.device)
     deepspeed.init_distributed(verbose=False)
+
+
+def disconnect() -> None:
+    """Leave the process group, so that a rank that stops for a reason does not look like one that crashed."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

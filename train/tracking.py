@@ -77,7 +77,8 @@ class Tracker:
                     return
                 run.log(row)
         except Exception as error:
-            print(f"W&B is off for this run ({type(error).__name__}: {error}); metrics.jsonl is complete", file=sys.stderr)
+            reason = f"{type(error).__name__}: {error}"
+            print(f"W&B is off for this run ({reason}); metrics.jsonl is complete", file=sys.stderr)
 
 
 def _mode(mode: str) -> str:
