@@ -81,10 +81,10 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
 
 
 def _prepare(sweep: Sweep) -> None:
-    from data.prepare import prepare
+    from train.corpora import prepare_corpora  # reads text and tokenizers, which a plan needs no time for
 
-    for data in dict.fromkeys(run.config.data for run in sweep.runs):
-        prepare(data)
+    for remark in prepare_corpora(sweep.runs):
+        print(remark)
 
 
 if __name__ == "__main__":

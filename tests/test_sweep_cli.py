@@ -116,3 +116,26 @@ def test_a_real_ladder_of_two(tmp_path):
     assert again.returncode == 0
     assert "started" not in again.stdout
     assert table.split("\n", 1)[1] in again.stdout
+
+
+def test_corpus_that_runs_cannot_train_on_is_told_before_they_start(tmp_path):
+    (tmp_path / "text").mkdir()
+    for i in range(40):
+        (tmp_path / "text" / f"{i}.txt").write_text(f"document {i} " * 40)
+    arguments = [
+        "configs/sweeps/quickstart.yaml",
+        "--device=cpu",
+        "--data.source=files",
+        f"--data.files=[{tmp_path / 'text' / '*.txt'}]",
+        "--data.validation_fraction=0.2",
+        f"--data.directory={tmp_path / 'corpora'}",
+        f"--runs_dir={tmp_path / 'runs'}",
+    ]
+    short = sweep(*arguments, "--data.vocab_size=257", "--train.sequence_length=100_000")
+    assert short.returncode == 2
+    assert "too few for one window of 100,000" in short.stderr
+    missing = sweep(*arguments, f"--data.files=[{tmp_path / 'nowhere'}]")
+    assert missing.returncode == 2
+    assert "nowhere" in missing.stderr
+    assert not list((tmp_path / "runs").glob("tiny-*"))
+    assert "Traceback" not in short.stderr + missing.stderr

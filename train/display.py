@@ -7,7 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
@@ -68,7 +68,7 @@ class Progress:
         """Show the states."""
         self._last = time.monotonic()
         if self._live is not None:
-            self._live.update(self._table(states), refresh=True)
+            self._live.update(Group(self._table(states), Text(self._footer(states))), refresh=True)
             return
         for run in self.plan.sweep.runs:
             if states[run.name].state == "running":
@@ -76,7 +76,7 @@ class Progress:
         self.say(self._footer(states))
 
     def _table(self, states: Mapping[str, RunState]) -> Table:
-        table = Table(title=self._footer(states), title_justify="left", box=SIMPLE_HEAD)
+        table = Table(box=SIMPLE_HEAD)
         for heading in ("run", "state", "step", "loss", "tokens/s", "left"):
             table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
         for run in _most_telling(self.plan.sweep.runs, states, self.console.height - 6):
