@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .estimate import Fit, FitError, Loss, fit
 from .laws import Array, Law
 from .table import Table
-from .uncertainty import DRAWS, LEVEL, bootstrap, predictive_draws
+from .uncertainty import DRAWS, LEVEL, METHODS, bootstrap, predictive_draws
 
 HOLDOUT = "largest"
 _CONDITION = re.compile(r"\s*(N|D|C)\s*(>=|>)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*")
@@ -85,7 +85,7 @@ def backtest(
     pinned: Mapping[str, float] | None = None,
     draws: int = DRAWS,
     level: float = LEVEL,
-    method: str = "pairs",
+    method: str = METHODS[0],
     clustered: bool = True,
     seed: int = 0,
 ) -> Backtest:

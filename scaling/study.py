@@ -16,7 +16,7 @@ from .backtest import HOLDOUT, Backtest, backtest, held_out
 from .estimate import Fit, FitError, fit, loss_named
 from .laws import LAWS, Array, Law, law_named
 from .table import Table
-from .uncertainty import DRAWS, LEVEL, Bootstrap, bootstrap, residual_sigma
+from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 
@@ -31,7 +31,7 @@ class Options:
     delta: float = 1e-3
     pinned: Mapping[str, float] = field(default_factory=dict)
     starts: str = "grid"
-    method: str = "pairs"
+    method: str = METHODS[0]
     clustered: bool = True
     draws: int = DRAWS
     level: float = LEVEL

@@ -85,6 +85,10 @@ class Table:
             rows=self.rows[keep],
         )
 
+    def with_columns(self, columns: dict[str, Array]) -> Table:
+        """The same rows with other columns."""
+        return replace(self, columns=columns)
+
     def redefine(self, n: str = "total", c: str = "exact") -> Table:
         """The same rows with another count of parameters N and of compute C.
 

@@ -6,16 +6,16 @@ independent have been seen five times too narrow. The draws are refits of the wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import Fit, FitError, minimise
+from .estimate import Fit, FitError, jacobian, minimise
 from .laws import Array, Law
 
-METHODS = ("pairs", "wild")
+METHODS = ("wild", "pairs")
 DRAWS = 2000
 LEVEL = 0.9
 
@@ -52,28 +52,26 @@ def cluster_index(run: Sequence[str], clustered: bool = True) -> NDArray[np.int6
 def bootstrap(
     fit: Fit,
     run: Sequence[str],
-    method: str = "pairs",
+    method: str = METHODS[0],
     clustered: bool = True,
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Bootstrap:
     """Refit ``draws`` resampled tables, each from the optimum of ``fit``. Raises FitError for an unknown method.
 
-    ``pairs``: clusters drawn with replacement. ``wild``: the design is kept and the residuals of a cluster are all
-    multiplied by +1 or -1 (Rademacher), after inflation by sqrt(n / (n - p)) for the freedom that the fit used up.
+    ``wild`` keeps the design and draws new noise for every cluster, see ``wild_noise``. ``pairs`` draws clusters with
+    replacement; with some twenty rows it often loses a size and its intervals are too wide (measured: 95 to 98 % for
+    90 %), but it assumes nothing about the noise or the law.
     """
     problem, rng = fit.problem, np.random.default_rng(seed)
     cluster = cluster_index(run, clustered)
-    clusters, n = int(cluster.max()) + 1, len(cluster)
+    clusters = int(cluster.max()) + 1
     starts = np.repeat(fit.theta[None], draws, axis=0)
     if method == "pairs":
         counts = rng.multinomial(clusters, np.full(clusters, 1 / clusters), size=draws).astype(float)
         solution = minimise(problem, starts, weights=counts[:, cluster] * problem.weights, tolerance=1e-7)
     elif method == "wild":
-        signs = rng.choice([-1.0, 1.0], size=(draws, clusters))
-        noise = signs[:, cluster] * fit.residuals * np.sqrt(n / max(n - problem.free, 1))
-        prediction = fit.law.model(fit.theta[None], problem.x)[0]
-        y = prediction * np.exp(noise) if problem.loss.scale == "log" else prediction + noise
+        y = _with_noise(fit, wild_noise(fit, cluster, draws, rng))
         solution = minimise(problem, starts, y=y, tolerance=1e-7)
     else:
         raise FitError(f"bootstrap method {method!r} is not one of {', '.join(METHODS)}")
@@ -88,6 +86,155 @@ def bootstrap(
         boundary={k: float(at_bound[:, i].mean()) for i, k in enumerate(fit.law.parameters)},
         seed=seed,
     )
+
+
+def wild_noise(fit: Fit, cluster: NDArray[np.int64], draws: int, rng: np.random.Generator) -> Array:
+    """Noise (draws, n) for a smoothed wild cluster bootstrap, on the scale of the residuals.
+
+    A plain wild bootstrap flips the sign of each cluster's residuals (Wu 1986; Cameron, Gelbach and Miller 2008,
+    doi:10.1162/rest.90.3.414). Here that covers 75 % instead of 90, for three reasons, each with its remedy:
+
+    - residuals are smaller than the noise because the fit has bent towards them: they are inflated per cluster by
+      (I - H)^(-1/2), the CR2 correction of Bell and McCaffrey 2002;
+    - a Huber loss with a small delta is nearly an absolute loss, which passes exactly through p points, so that the
+      residuals pile up at zero, where the absolute loss reads its precision: half of the variance comes from a normal
+      draw per cluster at the pooled scale, which smooths the pile away (Silverman and Young 1987,
+      doi:10.1093/biomet/74.3.469) and keeps half of any difference of noise between sizes;
+    - the scale itself is uncertain: each draw divides it by a chi with clusters - p degrees of freedom, as in a
+      t interval.
+    """
+    clusters = int(cluster.max()) + 1
+    weights = fit.problem.weights
+    unit = np.sqrt(np.where(weights > 0, weights, 1.0))
+    residuals = corrected_residuals(fit, cluster) * unit
+    # Outliers stay in the wild half; they must not set the scale of the normal half.
+    limit = OUTLYING * np.median(np.abs(residuals))
+    scale = np.sqrt((np.minimum(np.abs(residuals), limit) ** 2).mean())
+    signs = rng.choice([-1.0, 1.0], size=(draws, clusters))[:, cluster]
+    normal = rng.standard_normal((draws, clusters))[:, cluster]
+    freedom = max(clusters - fit.problem.free, 2)
+    inflation = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
+    return np.asarray(inflation * (signs * residuals + scale * normal) / (np.sqrt(2.0) * unit))
+
+
+def corrected_residuals(fit: Fit, cluster: NDArray[np.int64]) -> Array:
+    """Residuals (n,) multiplied per cluster by (I - H_gg)^(-1/2), with H the hat matrix of the linearised law."""
+    J = jacobian(fit.problem, fit.theta) * np.sqrt(fit.problem.weights)[:, None]
+    basis = np.linalg.svd(J, full_matrices=False)
+    U = basis.U[:, 1e-10 * basis.S.max(initial=0.0) < basis.S]
+    residuals = fit.residuals
+    corrected = residuals / np.sqrt(np.clip(1 - (U**2).sum(axis=1), LEAST_FREEDOM, 1))
+    for members in _groups(cluster):
+        values, vectors = np.linalg.eigh(np.eye(len(members)) - U[members] @ U[members].T)
+        root = vectors / np.sqrt(np.clip(values, LEAST_FREEDOM, 1)) @ vectors.T
+        corrected[members] = root @ residuals[members]
+    return np.asarray(corrected)
+
+
+# A direction in which a cluster keeps less than this share of its noise is not inflated further.
+LEAST_FREEDOM = 0.1
+# Residuals count up to this many medians of their size: four standard deviations of normal noise.
+OUTLYING = 6.0
+
+
+def _groups(cluster: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows of every cluster that has more than one."""
+    order = np.argsort(cluster, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
+    return [part for part in parts if len(part) > 1]
+
+
+def _with_noise(fit: Fit, noise: Array) -> Array:
+    """Responses (draws, n): the fitted ones with ``noise`` on the scale of the residuals."""
+    prediction = fit.law.model(fit.theta[None], fit.problem.x)[0]
+    return np.asarray(prediction * np.exp(noise) if fit.problem.loss.scale == "log" else prediction + noise)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Profile of one parameter: the least objective (k,) with the parameter held at ``values`` (k,).
+
+    ``threshold`` is the objective below which a value belongs to the interval.
+    """
+
+    parameter: str
+    values: Array
+    objective: Array
+    threshold: float
+    low: float
+    high: float
+    level: float
+
+
+def profile(
+    fit: Fit,
+    run: Sequence[str],
+    parameter: str = "E",
+    level: float = LEVEL,
+    clustered: bool = True,
+    draws: int = 400,
+    points: int = 61,
+    seed: int = 0,
+) -> Profile:
+    """Profile interval of a parameter whose coordinate is itself, such as E, alpha or beta.
+
+    The threshold is not that of a likelihood, which the Huber loss is not: it is the ``level`` quantile of how much
+    the objective falls, in refits to new noise about the fitted law, when the parameter is freed from its true value.
+    Raises FitError for a parameter that is entangled with others or pinned.
+    """
+    law, problem = fit.law, fit.problem
+    i = law.parameters.index(parameter)
+    if parameter in law.entangled or problem.fixed[i]:
+        raise FitError(f"{parameter} of the law {law.name} cannot be profiled")
+    fixed = problem.fixed.copy()
+    fixed[i] = True
+    cluster = cluster_index(run, clustered)
+    y = _with_noise(fit, wild_noise(fit, cluster, draws, np.random.default_rng(seed)))
+    start = np.repeat(fit.theta[None], draws, axis=0)
+    held = replace(problem, fixed=fixed, pinned=fit.theta)
+    fall = (
+        minimise(held, start, y=y, tolerance=1e-7).objective - minimise(problem, start, y=y, tolerance=1e-7).objective
+    )
+    threshold = fit.certificate.objective + float(np.quantile(np.maximum(fall, 0), level))
+    lower, upper = law.bounds[i]
+
+    def least(values: Array) -> Array:
+        """Objective with the parameter held at each of ``values``, from the optimum and from a grid's best."""
+        starts = np.repeat(fit.theta[None], len(values), axis=0)
+        starts[:, i] = values
+        return np.array(
+            [minimise(replace(problem, fixed=fixed, pinned=s), s[None], tolerance=1e-9).objective[0] for s in starts]
+        )
+
+    ends = [_crossing(least, float(fit.theta[i]), bound, threshold) for bound in (lower, upper)]
+    reach = max(ends[1] - fit.theta[i], fit.theta[i] - ends[0], 1e-6)
+    values = np.linspace(max(lower, fit.theta[i] - 1.5 * reach), min(upper, fit.theta[i] + 1.5 * reach), points)
+    return Profile(parameter, values, least(values), threshold, ends[0], ends[1], level)
+
+
+def _crossing(least: Callable[[Array], Array], best: float, bound: float, threshold: float) -> float:
+    """Where the profile leaves the region below ``threshold`` between ``best`` and ``bound``; ``bound`` if nowhere."""
+    direction = 1.0 if bound > best else -1.0
+    step = 0.01 * max(abs(best), 1e-3)
+    inside, outside = best, best
+    for _ in range(40):
+        outside = best + direction * step
+        if direction * (outside - bound) >= 0:
+            outside = bound
+        if least(np.array([outside]))[0] > threshold:
+            break
+        if outside == bound:
+            return bound
+        inside, step = outside, 2 * step
+    for _ in range(30):
+        middle = 0.5 * (inside + outside)
+        if least(np.array([middle]))[0] > threshold:
+            outside = middle
+        else:
+            inside = middle
+        if abs(outside - inside) <= 1e-6 * max(abs(best), 1e-3):
+            break
+    return 0.5 * (inside + outside)
 
 
 def residual_sigma(residuals: Array, free: int) -> float:

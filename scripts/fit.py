@@ -42,7 +42,7 @@ def arguments() -> argparse.Namespace:
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=val_loss")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
     add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
-    add("--bootstrap", default="pairs", choices=METHODS, help="how data are resampled (default: pairs)")
+    add("--bootstrap", default=METHODS[0], choices=METHODS, help=f"how noise is resampled (default: {METHODS[0]})")
     add("--iid", action="store_true", help="resample rows instead of whole runs")
     add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
     add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
