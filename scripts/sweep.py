@@ -8,9 +8,10 @@ from configs.reader import ConfigError, dump_yaml
 from data.config import DataError
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
-from train.runstate import read_states, require_unchanged
+from train.runstate import read_states
 from train.scheduler import end_of_log, run_sweep
 from train.slots import as_if, find_devices, require_devices
+from train.stored import require_unchanged
 from train.sweep import Sweep, load_sweep
 
 EPILOG = """\

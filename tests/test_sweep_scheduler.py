@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from configs.reader import ConfigError
+from train.journal import last_failures, last_meaningful_lines, read_events
 from train.plan import make_plan
 from train.ports import reserve_port
 from train.processes import MARK, processes_of, start_guard, stop
-from train.runstate import last_failures, last_meaningful_lines, read_events, read_states
+from train.runstate import read_states
 from train.scheduler import Outcome, run_sweep
 from train.slots import Devices
 from train.sweep import Run, Sweep, load_sweep

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.table import Table
 
 from model.counts import count_parameters
-from train.runstate import complete_record, read_events
+from train.journal import read_events
+from train.runstate import complete_record
 from train.slots import Devices, Pool
 from train.sweep import Run, Sweep, short_count
 

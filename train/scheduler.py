@@ -12,21 +12,14 @@ from types import FrameType
 
 from train.display import Progress
 from train.files import only_process
+from train.journal import last_failures, last_meaningful_lines, note_event
 from train.launcher import deepspeed_program, launch_arguments, launch_environment
 from train.plan import Plan
 from train.ports import ReservedPort, reserve_port
 from train.processes import processes_of, start_guard, stop
-from train.runstate import (
-    RunState,
-    complete_record,
-    last_failures,
-    last_meaningful_lines,
-    note_event,
-    read_state,
-    require_unchanged,
-    store_config,
-)
+from train.runstate import RunState, complete_record, read_state
 from train.slots import Pool, Slot
+from train.stored import require_unchanged, store_config
 from train.sweep import Run
 
 Command = Callable[[Run, Slot, int], list[str]]
