@@ -145,15 +145,15 @@ class Scale:
 
 
 def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
-    """Round numbers between ``low`` and ``high``, as many as an axis can carry."""
+    """Round numbers between ``low`` and ``high``, as many as an axis can carry without their touching."""
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    apart = math.log10(high / low) / (most + 3)
     for steps in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
         ticks = [m * 10.0**e for e in range(first, last + 1) for m in steps if low <= m * 10.0**e <= high]
-        if len(ticks) <= most:
+        if len(ticks) <= most and all(np.diff(np.log10(ticks)) >= apart):
             break
     else:
-        every = math.ceil(len(ticks) / most)
-        ticks = ticks[::every]
+        ticks = ticks[:: math.ceil(len(ticks) / most)]
     if len(ticks) >= 3:
         return ticks
     return [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high and t > 0]

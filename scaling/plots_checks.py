@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from .laws import Array
 from .plots import HELD_OUT, INK, LABELS, MUTED, Scale, figure, log_axis, span
 from .text import count
 from .view import View
@@ -25,34 +27,29 @@ def holdout(rows: list[dict[str, Any]], level: float) -> Figure:
     predicted, low, high = (np.array([r[k] for r in rows]) for k in ("predicted", "low", "high"))
     order = np.lexsort(([r["D"] for r in rows], [r["N"] for r in rows]))
     listed = len(rows) <= LISTED
-    with figure(max(3.5, 1.6 + 0.27 * len(rows)) if listed else 4.4, 1, 2) as (drawn, (left, right)):
-        bars = np.clip([predicted - low, high - predicted], 0, None)
-        left.errorbar(measured, predicted, bars, fmt="o", ms=5, color=HELD_OUT, mec="white", mew=0.5, lw=1, capsize=2)
-        ends = span(np.concatenate([measured, low, high]), 0.05)
-        left.plot(ends, ends, color=INK, lw=1, zorder=1)
-        left.set(xlim=ends, ylim=ends)
-        log_axis(left.xaxis, "loss")
-        log_axis(left.yaxis, "loss")
-        left.set(xlabel="measured loss (nats per token)", ylabel=f"predicted loss, {100 * level:g} % interval")
-        left.set_box_aspect(1)
-
-        error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
-        covered = (below <= 0) & (above >= 0)
+    error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
+    covered = (below <= 0) & (above >= 0)
+    marks: list[tuple[Array, dict[str, Any]]] = [
+        (mask, {"fmt": shape, "ms": 5, "color": colour, "mec": "white", "mew": 0.5, "lw": 1.2, "capsize": 2})
+        for mask, shape, colour in ((covered, "o", HELD_OUT), (~covered, "s", MUTED))
+    ]
+    height = (max(3.4, 1.6 + 0.27 * len(rows)) if listed else 4.4) if len(rows) > 1 else 1.5
+    with figure(height, 1, 2 if len(rows) > 1 else 1) as (drawn, axes):
+        if len(rows) > 1:
+            _on_the_line(axes[0], measured, predicted, low, high, marks)
+            axes[0].set_ylabel(f"predicted loss, {100 * level:g} % interval")
+        right = axes[-1]
         place = np.empty(len(rows))
         place[order] = np.arange(len(rows))
-        y = place if listed else measured
-        for mask, colour in ((covered, HELD_OUT), (~covered, MUTED)):
+        for mask, style in marks:
             reach = np.clip([(error - below)[mask], (above - error)[mask]], 0, None)
-            style: dict[str, Any] = {"ms": 5, "color": colour, "mec": "white", "mew": 0.5, "lw": 1.2, "capsize": 2}
-            style["fmt"] = "o" if colour == HELD_OUT else "s"
             if listed:
-                right.errorbar(error[mask], y[mask], xerr=reach, **style)
+                right.errorbar(error[mask], place[mask], xerr=reach, **style)
             else:
-                right.errorbar(y[mask], error[mask], yerr=reach, **style)
+                right.errorbar(measured[mask], error[mask], yerr=reach, **style)
         if listed:
             right.axvline(0, color=INK, lw=1)
-            names = [f"N {count(r['N'])}, D {count(r['D'])}" for r in rows]
-            right.set_yticks(place, labels=names)
+            right.set_yticks(place, labels=[f"N {count(r['N'])}, D {count(r['D'])}" for r in rows])
             right.set_ylim(-0.6, len(rows) - 0.4)
             right.xaxis.set_major_formatter(FuncFormatter(_signed))
             right.set_xlabel("error of the prediction")
@@ -60,10 +57,26 @@ def holdout(rows: list[dict[str, Any]], level: float) -> Figure:
             right.axhline(0, color=INK, lw=1)
             right.yaxis.set_major_formatter(FuncFormatter(_signed))
             right.set_ylabel("error of the prediction")
-            right.set_xlim(*ends)
+            right.set_xlim(*span(measured, 0.05))
             log_axis(right.xaxis, "loss")
             right.set_xlabel("measured loss (nats per token)")
     return drawn
+
+
+def _on_the_line(
+    axis: Axes, measured: Array, predicted: Array, low: Array, high: Array, marks: list[tuple[Array, dict[str, Any]]]
+) -> None:
+    """Predictions with their intervals against measurements, and the line on which both are equal."""
+    for mask, style in marks:
+        reach = np.clip([(predicted - low)[mask], (high - predicted)[mask]], 0, None)
+        axis.errorbar(measured[mask], predicted[mask], reach, **style)
+    ends = span(np.concatenate([measured, low, high]), 0.05)
+    axis.plot(ends, ends, color=INK, lw=1, zorder=1)
+    axis.set(xlim=ends, ylim=ends)
+    log_axis(axis.xaxis, "loss")
+    log_axis(axis.yaxis, "loss")
+    axis.set_xlabel("measured loss (nats per token)")
+    axis.set_box_aspect(1)
 
 
 def residuals(view: View, scale: Scale) -> Figure | None:

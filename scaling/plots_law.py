@@ -2,83 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .laws import LAWS, Array
-from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
+from .laws import LAWS
+from .plots import HELD_OUT, INK, LAW, MUTED, SECOND, Scale, figure, log_axis, span
 from .text import count, symbol
+from .traces import Curve, binned
 from .view import View
-
-BINS = 120  # points of a training curve
-
-
-@dataclass(frozen=True)
-class Curve:
-    """A training run as it was logged: values (points,), with NaN where a step has none."""
-
-    name: str
-    N: float | None
-    complete: bool
-    tokens: Array
-    flops: Array
-    loss: Array
-    val_loss: Array
-
-
-def read_curves(runs_dir: Path) -> list[Curve]:
-    """The curves of RUNS_DIR/*/metrics.jsonl. A run without whole rows is passed over."""
-    curves = []
-    for path in sorted(runs_dir.glob("*/metrics.jsonl")):
-        rows = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # a line that a crash tore
-                continue
-            if isinstance(row, dict) and isinstance(row.get("tokens"), int | float):
-                rows.append(row)
-        if len(rows) < 2:
-            continue
-        record = _record(path.parent / "record.json")
-        columns = {k: _column(rows, k) for k in ("tokens", "flops", "loss", "val_loss")}
-        N = record.get("N")
-        curves.append(Curve(path.parent.name, float(N) if N else None, record.get("complete") is True, **columns))
-    return curves
-
-
-def _record(path: Path) -> dict[str, Any]:
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
-
-
-def _column(rows: list[dict[str, Any]], name: str) -> Array:
-    values = [row.get(name) for row in rows]
-    return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values])
-
-
-def binned(x: Array, y: Array, bins: int = BINS) -> tuple[Array, Array]:
-    """Means of ``y`` in bins of equal width in log x; both (points,), without NaN."""
-    keep = np.isfinite(x) & np.isfinite(y) & (x > 0)
-    x, y = x[keep], y[keep]
-    if len(x) <= bins:
-        return x, y
-    edges = np.geomspace(x.min(), x.max(), bins + 1)
-    index = np.clip(np.searchsorted(edges, x, side="right") - 1, 0, bins - 1)
-    size = np.bincount(index, minlength=bins)
-    used = size > 0
-    means = [np.bincount(index, v, minlength=bins)[used] / size[used] for v in (np.log(x), y)]
-    return np.exp(means[0]), means[1]
 
 
 def curves(found: list[Curve], scale: Scale) -> Figure | None:
@@ -256,21 +191,6 @@ def fan(view: View, scale: Scale) -> Figure:
         log_axis(axis.xaxis, "C")
         axis.legend(loc="upper right")
         scale.key(drawn, [axis])
-    return drawn
-
-
-def allocation(budgets: Array, found: Mapping[str, tuple[Array, Array, Array]], top: float) -> Figure:
-    """Best N and D against budgets (points,). ``found`` maps N and D to (middle, low, high), each (points,)."""
-    with figure(4.2, 1, 2) as (drawn, axes):
-        for axis, name in zip(axes, ("N", "D"), strict=True):
-            middle, low, high = found[name]
-            axis.fill_between(budgets, low, high, color=LAW, alpha=0.2, lw=0)
-            axis.plot(budgets, middle, color=LAW, lw=2)
-            axis.axvspan(top, budgets[-1], color=MUTED, alpha=0.06, lw=0)
-            axis.set_xlim(budgets[0], budgets[-1])
-            log_axis(axis.xaxis, "C")
-            log_axis(axis.yaxis, name)
-            axis.set_ylabel(f"best {LABELS[name]}")
     return drawn
 
 

@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.interpolate import PchipInterpolator
 
 from .laws import LAWS, Array, Law
 from .table import Table
@@ -84,7 +85,10 @@ class View:
     def flops_per_token(self, N: Array) -> Array:
         """C / D of a model of N parameters: interpolated between the sizes of the table, proportional to N outside."""
         log_sizes, log_ratio = self._cost
-        return np.asarray(N * np.exp(np.interp(np.log(N), log_sizes, log_ratio)))
+        if len(log_sizes) == 1:
+            return np.asarray(N * np.exp(log_ratio[0]))
+        inside = np.clip(np.log(N), log_sizes[0], log_sizes[-1])
+        return np.asarray(N * np.exp(PchipInterpolator(log_sizes, log_ratio)(inside)))
 
     def best(self, C: Array) -> Band:
         """The least loss that the law allows at each budget C (points,), over all N with D = C / flops_per_token(N)."""
