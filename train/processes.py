@@ -39,8 +39,9 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
     """End all processes of the run in `directory`, or of all runs inside it; return how many there were.
 
     All training processes are asked at the same moment (SIGTERM), because they can only save together; the launcher
-    would ask them one after another, and ends by itself when they have. What is left after `grace` seconds, or as
-    soon as `hurry()` is true, is killed.
+    would ask them one after another, and ends by itself when they have. Where the training processes are on other
+    machines, the launcher here is asked, and ends them over ssh. What is left on this machine after `grace` seconds,
+    or as soon as `hurry()` is true, is killed.
     """
     found = processes_of(directory)
     workers = [process for process in found if _is_worker(process)]
