@@ -33,6 +33,7 @@ FLOPS_PER_PARAMETER_TOKEN = 6.0
 DRAWS = 200  # bootstrap draws of an allocation
 TOLERANCE = 0.1  # relative spread of C within one IsoFLOP profile
 GRID = 400  # budgets at which the envelope is read off
+SEARCHED = 400  # sizes tried at a budget for every bootstrap draw
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -76,25 +77,36 @@ def _closed_form(params: Mapping[str, float | Array], C: Array) -> tuple[Array, 
 def _search(
     law: Law, params: Mapping[str, float | Array], C: Array, flops_per_token: Callable[[Array], Array]
 ) -> tuple[Array, Array]:
-    """Golden-section search over log N, for laws that have one minimum along a budget."""
-    draws = max(np.size(v) for v in params.values())
-    if any(np.ndim(v) > 0 for v in params.values()):
-        each = [{k: float(np.ravel(v)[i if np.size(v) > 1 else 0]) for k, v in params.items()} for i in range(draws)]
-        found = [_search(law, one, C, flops_per_token) for one in each]
-        return np.stack([N for N, _ in found]), np.stack([D for _, D in found])
-    low, high = np.zeros_like(C), np.log(C)
+    """Search over log N, for laws that have one minimum along a budget: golden section, or a grid for draws."""
 
     def value(log_N: Array) -> Array:
         N = np.exp(log_N)
-        D = C / flops_per_token(N)
-        return law.evaluate(params, {"N": N, "D": D, "U": D})
+        columns = {"N": N.ravel(), "D": (C / flops_per_token(N)).ravel()}
+        loss = law.evaluate(params, columns | {"U": columns["D"]})
+        return loss.reshape(*loss.shape[:-1], *log_N.shape)
 
-    for _ in range(60):
-        span = _GOLDEN * (high - low)
-        falls = value(high - span) < value(low + span)
-        high, low = np.where(falls, low + span, high), np.where(falls, low, high - span)
-    N = np.exp((low + high) / 2)
+    if any(np.ndim(v) > 0 for v in params.values()):
+        log_N = _grid_minimum(value, np.linspace(0, 1, SEARCHED)[:, None] * np.log(C))
+    else:
+        low, high = np.zeros_like(C), np.log(C)
+        for _ in range(60):
+            span = _GOLDEN * (high - low)
+            falls = value(high - span) < value(low + span)
+            high, low = np.where(falls, low + span, high), np.where(falls, low, high - span)
+        log_N = (low + high) / 2
+    N = np.exp(log_N)
     return N, C / flops_per_token(N)
+
+
+def _grid_minimum(value: Callable[[Array], Array], grid: Array) -> Array:
+    """Minimum (draws, points) over ``grid`` (steps, points), on the parabola through its three lowest points."""
+    loss = value(grid)
+    lowest = np.clip(loss.argmin(axis=-2), 1, len(grid) - 2)[..., None, :]
+    left, middle, right = (np.take_along_axis(loss, lowest + i, axis=-2)[..., 0, :] for i in (-1, 0, 1))
+    curvature = left - 2 * middle + right
+    shift = np.where(curvature > 0, 0.5 * (left - right) / np.where(curvature > 0, curvature, 1), 0.0)
+    step = grid[1] - grid[0]
+    return np.asarray((lowest[..., 0, :] + np.clip(shift, -1, 1)) * step)
 
 
 # --- The three approaches -------------------------------------------------------------------------------------------

@@ -75,20 +75,19 @@ class View:
         return self.band({"N": N, "D": D, "U": D})
 
     @cached_property
-    def _cost(self) -> tuple[Array, Array]:
-        """log N of every size and the log of its compute per parameter and token, C / (N D)."""
+    def _cost(self) -> tuple[Array, PchipInterpolator]:
+        """log N of every size, and the log of its compute per parameter and token, C / (N D), between them."""
         columns = self.table.columns
         sizes, index = np.unique(columns["N"], return_inverse=True)
         ratio = np.log(columns["C"] / (columns["N"] * columns["D"]))
-        return np.log(sizes), np.bincount(index, ratio) / np.bincount(index)
+        mean = np.bincount(index, ratio) / np.bincount(index)
+        knots = (sizes, mean) if len(sizes) > 1 else (sizes * [1, 2], mean.repeat(2))
+        return np.log(knots[0]), PchipInterpolator(np.log(knots[0]), knots[1])
 
     def flops_per_token(self, N: Array) -> Array:
         """C / D of a model of N parameters: interpolated between the sizes of the table, proportional to N outside."""
         log_sizes, log_ratio = self._cost
-        if len(log_sizes) == 1:
-            return np.asarray(N * np.exp(log_ratio[0]))
-        inside = np.clip(np.log(N), log_sizes[0], log_sizes[-1])
-        return np.asarray(N * np.exp(PchipInterpolator(log_sizes, log_ratio)(inside)))
+        return np.asarray(N * np.exp(log_ratio(np.clip(np.log(N), log_sizes[0], log_sizes[-1]))))
 
     def best(self, C: Array) -> Band:
         """The least loss that the law allows at each budget C (points,), over all N with D = C / flops_per_token(N)."""
