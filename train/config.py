@@ -141,7 +141,7 @@ class CheckpointConfig:
     """States that a stopped run continues from."""
 
     every: int | None = None
-    """Steps between checkpoints; null: none."""
+    """Steps between checkpoints, the last step always among them; null: none."""
     keep: int = 2
     """Newest checkpoints kept."""
 

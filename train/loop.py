@@ -57,7 +57,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
                 raise TrainingDiverged(f"{run_dir}: the loss is {loss.item()} at step {done}; try a lower optimizer.lr")
             if report is not None:
                 report.step(done, loss.item(), gradient_norm(engine), lr, val_loss)
-        if _due(done, run.checkpoint.every) and not is_last:
+        if _due(done, run.checkpoint.every) or (is_last and run.checkpoint.every is not None):
             checkpoint.save(engine, run_dir, done, run.checkpoint.keep, topology)
 
     if val_loss is None:  # resumed after the last step
