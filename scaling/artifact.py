@@ -5,6 +5,7 @@ Files appear whole or not at all. Numbers are written in full precision; infinit
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -54,15 +55,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def write_draws(path: Path, draws: Mapping[str, Array]) -> None:
+    """Write draws, name -> (draws,), as a NumPy archive."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in draws.items()})  # type: ignore[arg-type]
+    write_atomically(path, buffer.getvalue())
+
+
 def write_law(directory: Path, law: Mapping[str, Any], draws: Mapping[str, Array] | None = None) -> Path:
     """Write ``law`` to DIRECTORY/law.json, and the bootstrap draws to draws.npz first, where given."""
     directory = Path(directory)
     if draws is not None:
-        import io
-
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in draws.items()})  # type: ignore[arg-type]
-        write_atomically(directory / "draws.npz", buffer.getvalue())
+        write_draws(directory / "draws.npz", draws)
     text = json.dumps(plain(law), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(directory / "law.json", text.encode())
     return directory / "law.json"
@@ -91,10 +95,10 @@ def read_law(path: str | Path) -> dict[str, Any]:
     return law
 
 
-def read_draws(path: str | Path) -> dict[str, Array]:
+def read_draws(path: str | Path, name: str = "draws.npz") -> dict[str, Array]:
     """The bootstrap draws beside a law.json: parameter name -> (draws,). Raises ArtifactError."""
     path = Path(path)
-    path = (path if path.is_dir() else path.parent) / "draws.npz"
+    path = (path if path.is_dir() else path.parent) / name
     try:
         with np.load(path) as archive:
             return {name: archive[name] for name in archive.files}

@@ -14,9 +14,9 @@ import numpy as np
 
 from .backtest import compute_folds
 from .estimate import Fit, FitError, Loss, fit
-from .laws import LAWS, Array
+from .laws import LAWS, Array, Law
 from .table import Table
-from .uncertainty import LEVEL, METHODS, bootstrap, predictive_draws
+from .uncertainty import LEVEL, METHODS, bootstrap, interval, predictive_draws
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,20 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Member:
-    """A fitted candidate, its draws, its error in the backtest (root mean square, relative) and its weight."""
+    """A fitted candidate: parameters, draws, residuals (n,) and how it did.
 
-    candidate: Candidate
-    fit: Fit
+    ``log`` tells the scale of the residuals, ``free`` how many parameters were fitted, ``error`` is the root mean
+    square relative error of the backtest and ``weight`` the share in the average.
+    """
+
+    label: str
+    law: Law
+    pinned: dict[str, float]
+    params: dict[str, float]
     draws: dict[str, Array]
+    residuals: Array
+    free: int
+    log: bool
     error: float
     weight: float
 
@@ -82,13 +91,22 @@ def average(
     best = max(float(errors.min()), 1e-6)
     weights = np.exp(-(errors**2 - errors.min() ** 2) / (2 * best**2))
     weights /= weights.sum()
-    return Average(
-        [
-            Member(c, f, bootstrap(f, table.run, method, clustered, draws, seed).params, float(e), float(w))
-            for (c, f), e, w in zip(fits, errors, weights, strict=True)
-        ],
-        failed,
-    )
+    members = [
+        Member(
+            label=candidate.label,
+            law=fitted.law,
+            pinned=dict(candidate.pinned),
+            params=fitted.params,
+            draws=bootstrap(fitted, table.run, method, clustered, draws, seed).params,
+            residuals=fitted.residuals,
+            free=fitted.problem.free,
+            log=fitted.problem.loss.scale == "log",
+            error=float(error),
+            weight=float(weight),
+        )
+        for (candidate, fitted), error, weight in zip(fits, errors, weights, strict=True)
+    ]
+    return Average(members, failed)
 
 
 def _errors(table: Table, laws: list[Candidate], loss: Loss | None, seed: int) -> Array:
@@ -117,18 +135,9 @@ def combined_draws(
     for member, share in zip(average.members, shares, strict=True):
         available = len(next(iter(member.draws.values())))
         rows = rng.integers(0, available, share)
-        residuals = member.fit.residuals if noise else np.zeros(1)
-        parts.append(
-            predictive_draws(
-                member.fit.law,
-                {k: v[rows] for k, v in member.draws.items()},
-                columns,
-                residuals,
-                member.fit.problem.free,
-                member.fit.problem.loss.scale == "log",
-                seed,
-            )
-        )
+        residuals = member.residuals if noise else np.zeros(1)
+        draws = {k: v[rows] for k, v in member.draws.items()}
+        parts.append(predictive_draws(member.law, draws, columns, residuals, member.free, member.log, seed))
     return np.concatenate(parts)
 
 
@@ -140,7 +149,7 @@ def predict(average: Average, columns: Mapping[str, Array], level: float = LEVEL
     """
     inputs = {k: np.atleast_1d(np.asarray(v, dtype=float)) for k, v in columns.items()}
     weights = np.array([m.weight for m in average.members])
-    points = np.array([float(m.fit.predict(inputs)[0]) for m in average.members])
+    points = np.array([float(m.law.evaluate(m.params, inputs)[0]) for m in average.members])
     mean = float(weights @ points)
     draws = combined_draws(average, inputs, seed=seed)[:, 0]
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
@@ -152,7 +161,35 @@ def predict(average: Average, columns: Mapping[str, Array], level: float = LEVEL
         "between": between,
         "within": float(np.sqrt(max(draws.var() - between**2, 0.0))),
         "by_law": {
-            m.candidate.label: {"loss": float(p), "weight": m.weight, "backtest_error": m.error}
+            m.label: {"loss": float(p), "weight": m.weight, "backtest_error": m.error}
             for m, p in zip(average.members, points, strict=True)
         },
     }
+
+
+def summary(average: Average, level: float = LEVEL) -> dict[str, Any]:
+    """For law.json: every law with its weight, backtest error, parameters and intervals, and those that failed."""
+    members = [
+        {
+            **{k: getattr(m, k) for k in ("label", "pinned", "weight", "error", "params", "residuals", "free", "log")},
+            "law": m.law.name,
+            "intervals": {k: list(interval(v, level)) for k, v in m.draws.items()},
+        }
+        for m in average.members
+    ]
+    return {"members": members, "failed": average.failed}
+
+
+def all_draws(average: Average) -> dict[str, Array]:
+    """Draws of every member as one flat mapping, "0/alpha" for alpha of the first law."""
+    return {f"{i}/{k}": v for i, m in enumerate(average.members) for k, v in m.draws.items()}
+
+
+def restore(content: Mapping[str, Any], draws: Mapping[str, Array]) -> Average:
+    """The average that ``summary`` and ``all_draws`` described."""
+    members = []
+    for i, m in enumerate(content["members"]):
+        fields = {k: m[k] for k in ("label", "pinned", "params", "free", "log", "error", "weight")}
+        own = {k: draws[f"{i}/{k}"] for k in m["params"]}
+        members.append(Member(law=LAWS[m["law"]], draws=own, residuals=np.array(m["residuals"]), **fields))
+    return Average(members, dict(content["failed"]))

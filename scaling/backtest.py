@@ -97,6 +97,72 @@ def backtest(
     return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
 
 
+def compute_folds(table: Table, least: int = 6) -> list[NDArray[np.bool_]]:
+    """Expanding windows: masks (n,) of the rows held out, from the upper 60 % of the rows' compute to the upper 10 %.
+
+    Each window keeps at least ``least`` rows, holds out at least one, and never cuts between rows of equal compute.
+    """
+    C = np.sort(table.columns["C"])
+    cuts = sorted({float(C[int(q * (len(C) - 1))]) for q in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)})
+    folds = [np.asarray(table.columns["C"] > cut * (1 + 1e-12)) for cut in cuts]
+    return [out for out in folds if out.any() and (~out).sum() >= least]
+
+
+@dataclass(frozen=True)
+class Window:
+    """One expanding window: what it was fitted on (FLOPs) and how it did on the rows above.
+
+    ``reach`` is the largest factor in compute from the fitted rows to the scored ones; errors are relative.
+    """
+
+    largest_compute: float
+    rows: int
+    held_out: int
+    reach: float
+    rms_error: float
+    bias: float
+    covered: int
+    scored: list[Scored]
+
+
+def expanding_windows(
+    law: Law,
+    table: Table,
+    loss: Loss | None = None,
+    pinned: Mapping[str, float] | None = None,
+    draws: int = 500,
+    level: float = LEVEL,
+    method: str = METHODS[0],
+    clustered: bool = True,
+    seed: int = 0,
+) -> list[Window]:
+    """Fit ever more compute and predict all that lies above; windows that cannot identify the law are passed over."""
+    windows = []
+    for out in compute_folds(table):
+        kept, unseen = table.select(~out), table.select(out)
+        try:
+            fitted = fit(law, kept, loss, pinned, seed=seed)
+        except FitError:
+            continue
+        boot = bootstrap(fitted, kept.run, method, clustered, draws, seed)
+        scored = score(fitted, boot.params, unseen, level, seed)
+        errors = np.array([s.error for s in scored])
+        largest = float(kept.columns["C"].max())
+        windows.append(
+            Window(
+                largest_compute=largest,
+                rows=len(kept),
+                held_out=len(unseen),
+                reach=float(unseen.columns["C"].max()) / largest,
+                rms_error=float(np.sqrt((errors**2).mean())),
+                bias=float(errors.mean()),
+                covered=sum(s.covered for s in scored),
+                scored=scored,
+            )
+        )
+    return windows
+
+
 def score(fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = LEVEL, seed: int = 0) -> list[Scored]:
     """Predict every row of ``table`` from ``fitted`` and compare with what was measured."""
     inputs = {v: table.columns[v] for v in fitted.law.variables}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from . import averaging
 from .artifact import read_draws
 from .laws import LAWS, Array
 from .uncertainty import interval, predictive_draws
@@ -33,11 +34,10 @@ class Forecast:
     extrapolation: float
     extrapolation_by: dict[str, float]
     inputs: dict[str, float]
+    averaged: dict[str, Any] | None = None
 
 
-def inputs_for(
-    variables: tuple[str, ...], given: Mapping[str, float | None], c_definition: str = "6nd"
-) -> dict[str, float]:
+def inputs_for(variables: tuple[str, ...], given: Mapping[str, float | None]) -> dict[str, float]:
     """The inputs of a law from those given; of N, D and C = 6ND, two give the third. Raises ForecastError."""
     inputs = {k: float(v) for k, v in given.items() if v is not None}
     for name, value in inputs.items():
@@ -57,7 +57,14 @@ def inputs_for(
     return inputs
 
 
-OPTIONS = {"N": "--params", "D": "--tokens", "C": "--flops", "U": "--unique-tokens", "S": "--steps"}
+OPTIONS = {
+    "N": "--params",
+    "D": "--tokens",
+    "C": "--flops",
+    "U": "--unique-tokens",
+    "S": "--steps",
+    "loss": "--loss",
+}
 
 
 def outside(value: float, fitted: tuple[float, float]) -> float:
@@ -66,10 +73,13 @@ def outside(value: float, fitted: tuple[float, float]) -> float:
     return max(1.0, value / high, low / value)
 
 
-def forecast(path: str | Path, law: Mapping[str, Any], given: Mapping[str, float | None]) -> Forecast:
+def forecast(
+    path: str | Path, law: Mapping[str, Any], given: Mapping[str, float | None], average: bool = False
+) -> Forecast:
     """Predict from the law of ``path``. The interval holds a new measurement: parameters and residual noise.
 
-    Raises ForecastError for missing inputs, ArtifactError where the draws are missing.
+    With ``average`` the prediction is that of all the laws that were fitted, each by its weight, and the interval
+    includes how much they differ. Raises ForecastError for missing inputs, ArtifactError where the draws are missing.
     """
     declared = LAWS[law["law"]]
     inputs = inputs_for(declared.variables, given)
@@ -86,4 +96,47 @@ def forecast(path: str | Path, law: Mapping[str, Any], given: Mapping[str, float
     )
     low, high = interval(outcomes[:, 0], law["level"])
     factors = {k: outside(inputs[k], tuple(r)) for k, r in law["fit_range"].items() if k in inputs}
-    return Forecast(loss, low, high, law["level"], max(factors.values()), factors, inputs)
+    mixed = None
+    if average:
+        if not law.get("averaged"):
+            raise ForecastError("this law.json holds no average over laws; fit.py makes one for a law in N and D")
+        members = averaging.restore(law["averaged"], read_draws(path, "average.npz"))
+        mixed = averaging.predict(members, columns, law["level"], law["bootstrap"]["seed"])
+        loss, low, high = mixed["loss"], mixed["low"], mixed["high"]
+    return Forecast(loss, low, high, law["level"], max(factors.values(), default=1.0), factors, inputs, mixed)
+
+
+def task_score(
+    path: str | Path,
+    law: Mapping[str, Any],
+    task_path: str | Path,
+    task: Mapping[str, Any],
+    given: Mapping[str, float | None],
+) -> dict[str, float]:
+    """Two-step prediction: a loss from ``law``, then the score from ``task``, a law whose variable is the loss.
+
+    The uncertainty of the loss's parameters is carried through the sigmoid and joined by that of the second step and
+    its residual noise (Bhagia et al. 2024). Raises ForecastError where ``task`` does not read a loss.
+    """
+    first, second = LAWS[law["law"]], LAWS[task["law"]]
+    if second.variables != ("loss",):
+        raise ForecastError(f"{task_path}: the law {second.name} does not predict a score from a loss")
+    inputs = inputs_for(first.variables, given)
+    columns = {k: np.array([inputs[k]]) for k in first.variables}
+    losses = first.evaluate({k: v[:, None] for k, v in read_draws(path).items()}, columns)[:, 0]
+    steps = read_draws(task_path)
+    rng = np.random.default_rng(law["bootstrap"]["seed"])
+    rows = rng.integers(0, len(next(iter(steps.values()))), len(losses))
+    # Each draw of the loss meets one draw of the second step: the diagonal of what evaluate gives for all pairs.
+    scores = np.array(
+        [
+            float(second.evaluate({k: v[r] for k, v in steps.items()}, {"loss": loss}))
+            for r, loss in zip(rows, losses, strict=True)
+        ]
+    )
+    residuals = np.array(task["residuals"])
+    inflation = np.sqrt(len(residuals) / max(len(residuals) - task["free_parameters"], 1))
+    scores = scores + rng.choice(residuals, len(scores)) * inflation
+    point = first.evaluate(law["params"], columns)
+    low, high = interval(scores, law["level"])
+    return {"score": float(second.evaluate(task["params"], {"loss": point})[0]), "score_low": low, "score_high": high}

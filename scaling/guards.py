@@ -142,7 +142,7 @@ def mid_schedule(table: Table) -> Warned | None:
     return Warned(
         "mid_schedule_rows",
         f"{several} rows are earlier points of a run that went on to more tokens",
-        "use the loss at the end of a decayed schedule; earlier points are too high (Hoffmann et al. 2022, section 3.1)",
+        "use the loss at the end of a decayed schedule; earlier points are too high (Hoffmann et al. 2022)",
     )
 
 

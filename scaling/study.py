@@ -12,11 +12,15 @@ import scipy
 from numpy.typing import NDArray
 
 from .artifact import SCHEMA
-from .backtest import HOLDOUT, Backtest, backtest, held_out
-from .estimate import Fit, FitError, fit, loss_named
+from .averaging import Average, average, candidates, summary
+from .backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
+from .estimate import Fit, FitError, Loss, fit, loss_named
+from .guards import Warned, inspect
 from .laws import LAWS, Array, Law, law_named
+from .noise import weights_for
+from .sensitivity import sensitivity
 from .table import Table
-from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
+from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 
@@ -27,7 +31,7 @@ class Options:
 
     law: str = "chinchilla"
     holdout: str | None = None  # None: the largest size, if enough is left to fit
-    loss: str = "log-huber"
+    loss: str | None = None  # None: the default of the law
     delta: float = 1e-3
     pinned: Mapping[str, float] = field(default_factory=dict)
     starts: str = "grid"
@@ -36,6 +40,10 @@ class Options:
     draws: int = DRAWS
     level: float = LEVEL
     seed: int = 0
+    weights: str = "column"
+    average: bool = True
+    sensitivity: bool = False
+    point: Mapping[str, float] | None = None  # where sensitivity and averaging are asked for a prediction
 
 
 @dataclass(frozen=True)
@@ -46,6 +54,7 @@ class Study:
     draws: dict[str, Array]
     fit: Fit
     backtest: Backtest | None
+    average: Average | None = None
 
 
 def frontier(table: Table, variable: str) -> NDArray[np.bool_]:
@@ -74,11 +83,13 @@ def study(table: Table, options: Options | None = None) -> Study:
     """
     options = options or Options()
     law = law_named(options.law)
-    loss = loss_named(options.loss, options.delta)
+    table = weights_for(table, options.weights)
+    loss = _loss(law, options)
     rows = rows_for(law, table)
     fitted = fit(law, rows, loss, options.pinned, starts=options.starts, seed=options.seed)
     boot = bootstrap(fitted, rows.run, options.method, options.clustered, options.draws, options.seed)
-    split, warnings = _split(law, table, options)
+    split, skipped = _split(law, table, options)
+    averaged = _average(law, rows, options)
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "law": law.name,
@@ -96,9 +107,11 @@ def study(table: Table, options: Options | None = None) -> Study:
         "source": table.source,
         "rows": rows.rows,
         "runs": len(set(rows.run)),
+        "points": {k: rows.columns[k] for k in dict.fromkeys((*law.variables, "N", "D"))},
         "n_definition": table.n_definition,
         "c_definition": table.c_definition,
         "loss": {"name": loss.name, "scale": loss.scale, "delta": loss.delta},
+        "weights": options.weights if "weight" in table.columns else "none",
         "pinned": dict(options.pinned),
         "fit_range": {
             k: [float(v.min()), float(v.max())] for k, v in rows.columns.items() if k in {"N", "D", "C", *law.variables}
@@ -107,19 +120,80 @@ def study(table: Table, options: Options | None = None) -> Study:
         "residual_sigma": residual_sigma(fitted.residuals, fitted.problem.free),
         "free_parameters": fitted.problem.free,
         "bootstrap": _bootstrap_summary(boot),
-        "fits": _companions(table, options),
-        "warnings": warnings,
+        "profile_E": _profile(fitted, rows, options),
+        "backtest": _windows(law, rows, options),
+        "fits": _companions(table, options) if law.response == "loss" else {},
+        "averaged": summary(averaged, options.level) if averaged else None,
+        "sensitivity": _sensitivity(law, rows, options),
+        "warnings": [w.as_dict() for w in (*skipped, *inspect(rows, fitted, boot))],
     }
-    return Study(content, boot.params, fitted, split)
+    return Study(content, boot.params, fitted, split, averaged)
 
 
-def _split(law: Law, table: Table, options: Options) -> tuple[Backtest | None, list[dict[str, str]]]:
+def _loss(law: Law, options: Options) -> Loss:
+    return loss_named(options.loss or law.default_loss, options.delta)
+
+
+def _profile(fitted: Fit, rows: Table, options: Options) -> dict[str, Any] | None:
+    """Profile of the irreducible loss, where the law has one that is free."""
+    if "E" not in fitted.law.parameters or "E" in options.pinned:
+        return None
+    found = profile(fitted, rows.run, "E", options.level, options.clustered, seed=options.seed)
+    return {
+        "E": found.values,
+        "objective": found.objective,
+        "threshold": found.threshold,
+        "interval": [found.low, found.high],
+        "level": found.level,
+    }
+
+
+def _windows(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
+    """Expanding windows over compute and their pooled score."""
+    if options.holdout == "none" or law.response != "loss":
+        return None
+    windows = expanding_windows(
+        law,
+        rows,
+        _loss(law, options),
+        options.pinned,
+        min(options.draws, 500),
+        options.level,
+        options.method,
+        options.clustered,
+        options.seed,
+    )
+    count = sum(w.held_out for w in windows)
+    return {
+        "windows": [asdict(w) for w in windows],
+        "predictions": count,
+        "covered": sum(w.covered for w in windows),
+        "rms_error": float(np.sqrt(sum(w.held_out * w.rms_error**2 for w in windows) / count)) if count else None,
+    }
+
+
+def _average(law: Law, rows: Table, options: Options) -> Average | None:
+    """Laws in N and D averaged, where the law asked for is one of them and enough rows are there."""
+    if not options.average or law.variables != ("N", "D") or options.pinned:
+        return None
+    draws = min(options.draws, 1000)
+    return average(rows, candidates(), _loss(law, options), options.method, options.clustered, draws, options.seed)
+
+
+def _sensitivity(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
+    if not options.sensitivity:
+        return None
+    found = asdict(sensitivity(law, rows, options.point, options.pinned, options.seed))
+    return {**found, "point": dict(options.point) if options.point else None}
+
+
+def _split(law: Law, table: Table, options: Options) -> tuple[Backtest | None, list[Warned]]:
     """The backtest; a default one that leaves too little to fit is skipped with a warning, an explicit one fails."""
     rule = HOLDOUT if options.holdout is None else options.holdout
     if rule == "none":
         return None, []
     settings: dict[str, Any] = {
-        "loss": loss_named(options.loss, options.delta),
+        "loss": _loss(law, options),
         "pinned": options.pinned,
         "draws": options.draws,
         "level": options.level,
@@ -134,7 +208,7 @@ def _split(law: Law, table: Table, options: Options) -> tuple[Backtest | None, l
         if options.holdout is not None:
             raise
         text = f"nothing was held out: without the largest size, {error}"
-        return None, [{"name": "no_backtest", "message": text, "advice": "add runs of at least one more size"}]
+        return None, [Warned("no_backtest", text, "add runs of at least one more size")]
 
 
 def _certificate(fitted: Fit, options: Options) -> dict[str, Any]:
@@ -183,7 +257,7 @@ def _companions(table: Table, options: Options) -> dict[str, Any]:
         law = LAWS[name]
         rows = rows_for(law, table)
         try:
-            fitted = fit(law, rows, loss_named(options.loss, options.delta))
+            fitted = fit(law, rows, _loss(law, options))
         except FitError as error:
             found[name] = {"formula": law.formula, "reason": str(error)}
             continue

@@ -16,13 +16,17 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table as Grid
 
-from scaling.artifact import ArtifactError, write_law
+from scaling.artifact import ArtifactError, write_draws, write_law
+from scaling.averaging import all_draws
 from scaling.estimate import LOSSES, FitError
 from scaling.laws import LAWS
+from scaling.noise import WEIGHTS
+from scaling.registry import tally
 from scaling.study import Options, Study, study
 from scaling.table import C_DEFINITIONS, N_DEFINITIONS, Table, TableError, read_table
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
@@ -36,7 +40,7 @@ def arguments() -> argparse.Namespace:
     add("--law", default="chinchilla", choices=list(LAWS), help="the law to fit (default: chinchilla)")
     add("--holdout", help="rows to predict unseen: largest, none, compute:10x, N>=1e9, D>2e10 (default: largest)")
     add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
-    add("--loss", default="log-huber", choices=LOSSES, help="objective (default: log-huber)")
+    add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
     add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
     add("--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter, as in --pin E=1.69")
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=val_loss")
@@ -46,6 +50,11 @@ def arguments() -> argparse.Namespace:
     add("--iid", action="store_true", help="resample rows instead of whole runs")
     add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
     add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
+    add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
+    add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
+    add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
+    add("--params", type=float, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
+    add("--tokens", type=float, metavar="D", help="tokens of that model")
     add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
     return parser.parse_args()
@@ -68,6 +77,15 @@ def pinned(items: list[str]) -> dict[str, float]:
         except ValueError:
             raise FitError(f"--pin {name}={text}: {text!r} is not a number") from None
     return values
+
+
+def point(args: argparse.Namespace) -> dict[str, float] | None:
+    """The model that a sensitivity analysis is asked about. Raises FitError for half of one."""
+    if args.params is None and args.tokens is None:
+        return None
+    if not args.params or not args.tokens or args.params <= 0 or args.tokens <= 0:
+        raise FitError("--params and --tokens go together and must be positive")
+    return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
 
 
 def show(result: Study, table: Table, console: Console) -> None:
@@ -100,10 +118,38 @@ def show(result: Study, table: Table, console: Console) -> None:
                 "yes" if row["covered"] else "no",
             )
         console.print(grid)
+    show_checks(law, console)
     for excluded in law["excluded"]:
         console.print(f"excluded {excluded['row']}: {excluded['reason']}")
     for warning in law["warnings"]:
         console.print(f"[yellow]warning {warning['name']}[/yellow]: {warning['message']}; {warning['advice']}")
+
+
+def show_checks(law: dict[str, Any], console: Console) -> None:
+    """Print the profile of E, expanding windows, the weights of the laws, sensitivity and the tally of forecasts."""
+    if found := law["profile_E"]:
+        console.print("profile of E: {:.4g} to {:.4g}".format(*found["interval"]))
+    if (found := law["backtest"]) and found["predictions"]:
+        console.print(
+            f"expanding windows: {found['predictions']} predictions in {len(found['windows'])} windows, "
+            f"root mean square error {100 * found['rms_error']:.2f} %, {found['covered']} inside their interval"
+        )
+    if found := law["averaged"]:
+        parts = [f"{m['label']} {m['weight']:.2f}" for m in found["members"]]
+        console.print(f"laws by backtest weight: {', '.join(parts)}")
+    if found := law["sensitivity"]:
+        grid = Grid("sensitivity", "least", "median", "largest", title=f"{len(found['settings'])} refits")
+        for name, values in found["spread"].items():
+            grid.add_row(name, *(f"{v:.5g}" for v in values))
+        console.print(grid)
+    found = law["forecasts"]
+    if found["scored"] or found["pending"]:
+        console.print(
+            f"forecasts: {len(found['scored'])} scored, {found['covered']} inside their interval, "
+            f"{found['pending']} pending"
+        )
+    for name in found["changed"]:
+        console.print(f"[yellow]warning[/yellow]: forecast {name} was changed after it was registered; not scored")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -130,17 +176,22 @@ def run(args: argparse.Namespace) -> None:
         draws=args.draws,
         level=args.level,
         seed=args.seed,
+        weights=args.weights,
+        average=not args.no_average,
+        sensitivity=args.sensitivity,
+        point=point(args),
     )
     result = study(table, options)
+    out = args.out or args.source
+    result.law["forecasts"] = tally({out, args.source} if args.source.is_dir() else {out}, table)
     console = Console(width=None if sys.stdout.isatty() else 120)
     show(result, table, console)
-    out = args.out or args.source
+    if result.average:
+        write_draws(out / "average.npz", all_draws(result.average))
     written = write_law(out, result.law, result.draws)
     console.print(f"law: {written}", soft_wrap=True)
-    try:
-        from scaling.report import write_report  # matplotlib is slow to import and not needed before
-    except ModuleNotFoundError:
-        return
+    from scaling.report import write_report  # matplotlib is slow to import and not needed before
+
     runs_dir = args.source if args.source.is_dir() else None
     console.print(f"report: {write_report(result.law, table, result.draws, runs_dir, out)}", soft_wrap=True)
 

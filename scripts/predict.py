@@ -16,9 +16,11 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from scaling.artifact import ArtifactError, read_law
-from scaling.forecast import Forecast, ForecastError, forecast
+from scaling.forecast import Forecast, ForecastError, forecast, task_score
+from scaling.registry import register
 
 
 def arguments() -> argparse.Namespace:
@@ -31,39 +33,69 @@ def arguments() -> argparse.Namespace:
     add("--flops", type=float, metavar="C", help="training compute in FLOPs")
     add("--steps", type=float, metavar="S", help="optimizer steps, for laws in S")
     add("--unique-tokens", type=float, metavar="U", help="different tokens among D (default: all of them)")
+    add("--loss", type=float, metavar="L", help="loss in nats per token, for the law task_sigmoid")
+    add("--average", action="store_true", help="average over all laws fitted, their spread in the interval")
+    add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
+    add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
     add("--json", action="store_true", help="print one JSON object")
     return parser.parse_args()
 
 
-def show(result: Forecast) -> str:
+def show(result: Forecast, law: dict[str, Any]) -> str:
     """The forecast in words."""
     far = "inside the fitted range"
     if result.extrapolation > 1:
         parts = [f"{k} by {v:.3g}x" for k, v in result.extrapolation_by.items() if v > 1]
         far = f"outside the fitted range: {', '.join(parts)}"
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
+    kind = "loss {:.4f} nats per token" if law["law"] != "task_sigmoid" else "score {:.4f}"
     return (
         f"{given}\n"
-        f"loss {result.loss:.4f} nats per token, {100 * result.level:g} % interval "
+        f"{kind.format(result.loss)}, {100 * result.level:g} % interval "
         f"{result.low:.4f} to {result.high:.4f}\n{far}"
     )
 
 
+def run(args: argparse.Namespace) -> None:
+    """Read the law, predict, print."""
+    law = read_law(args.law)
+    path = args.law if args.law.is_dir() else args.law.parent
+    given = {
+        "N": args.params,
+        "D": args.tokens,
+        "C": args.flops,
+        "S": args.steps,
+        "U": args.unique_tokens,
+        "loss": args.loss,
+    }
+    result = forecast(path, law, given, args.average)
+    answer = {k: getattr(result, k) for k in ("loss", "low", "high", "level", "extrapolation")}
+    answer |= {"extrapolation_by": result.extrapolation_by, "inputs": result.inputs}
+    lines = [show(result, law)]
+    if result.averaged:
+        answer["averaged"] = result.averaged
+        parts = [f"{k} {v['loss']:.4f} (weight {v['weight']:.2f})" for k, v in result.averaged["by_law"].items()]
+        lines.append(f"average of {', '.join(parts)}; standard deviation between laws {result.averaged['between']:.4f}")
+    if args.task:
+        task = task_score(path, law, args.task, read_law(args.task), given)
+        answer |= task
+        lines.append(f"score {task['score']:.4f}, interval {task['score_low']:.4f} to {task['score_high']:.4f}")
+    if args.register:
+        answer["registered"] = str(register(path, law, result))
+        lines.append(f"registered: {answer['registered']}")
+    print(json.dumps(answer) if args.json else "\n".join(lines))
+
+
 def main() -> int:
     """Entry point: 0, or 1 after one sentence on what was wrong."""
-    args = arguments()
-    given = {"N": args.params, "D": args.tokens, "C": args.flops, "S": args.steps, "U": args.unique_tokens}
     try:
-        law = read_law(args.law)
-        result = forecast(args.law, law, given)
+        run(arguments())
     except (ArtifactError, ForecastError) as error:
         print(f"predict.py: {error}", file=sys.stderr)
         return 1
-    if args.json:
-        keys = ("loss", "low", "high", "level", "extrapolation", "extrapolation_by", "inputs")
-        print(json.dumps({k: getattr(result, k) for k in keys}))
-    else:
-        print(show(result))
+    except OSError as error:
+        print(f"predict.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
     return 0
 
 
