@@ -7,8 +7,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
-from configs.reader import ConfigError, Problem, dump_yaml, parse_yaml
+from configs.reader import ConfigError, Problem, dump_yaml
 from train.config import RunConfig, batch_problem, load_run
+from train.stored import changed_keys
 
 USER_ERROR = 2
 """Exit status for a mistake in the input; nothing was started and nothing was changed."""
@@ -110,33 +111,12 @@ def _is_complete(run_dir: Path) -> bool:
         return False
 
 
-# Keys that may differ between a run and its continuation.
-_FREE = ("name", "wandb", "log_every", "checkpoint", "data.directory")
-
-
 def _check_stored(run: RunConfig, run_dir: Path) -> None:
     """Refuse to continue a run under another configuration. Raises `ConfigError` naming the keys."""
-    stored = run_dir / "config.yaml"
-    if not stored.exists():
-        return
-    old = _leaves(parse_yaml(stored.read_text(encoding="utf-8"), str(stored)))
-    new = _leaves(parse_yaml(dump_yaml(run)))
-    changed = sorted(
-        key
-        for key in old.keys() | new.keys()
-        if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in _FREE)
-    )
+    message = "this directory holds a run with {old}, not {new}; take another --run-dir, or delete this one"
+    changed = changed_keys(run, run_dir / "config.yaml")
     if changed:
-        message = "this directory holds a run with {old}, not {new}; take another --run-dir, or delete this one"
-        raise ConfigError(
-            [Problem(str(run_dir), key, message.format(old=old.get(key), new=new.get(key))) for key in changed]
-        )
-
-
-def _leaves(tree: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    return {k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}{key}.").items()}
+        raise ConfigError([Problem(str(run_dir), key, message.format(old=old, new=new)) for key, old, new in changed])
 
 
 def _complain(message: str, status: int) -> int:

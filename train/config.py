@@ -230,7 +230,7 @@ class RunConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
-        if not _is_safe_name(self.name):
+        if not is_safe_name(self.name):
             yield (
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
@@ -256,7 +256,8 @@ class RunConfig:
             yield "parallel.zero_stage", f"{message} only; nearest is 1"
 
 
-def _is_safe_name(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
+    """Return whether a run or sweep of this name can be a directory anywhere and a word in a page."""
     return name[:1].isalpha() and len(name) <= 100 and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
 
 

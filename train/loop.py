@@ -52,7 +52,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
         is_last = done == run.steps
         evaluates = is_last or _due(done, run.evaluate.every)
         val_loss = evaluate(engine, validation, topology) * to_nats_per_token if evaluates else None
-        if evaluates or done == first_step + 1 or _due(done, run.log_every):
+        if evaluates or done == 1 or _due(done, run.log_every):
             if not torch.isfinite(loss):
                 raise TrainingDiverged(f"{run_dir}: the loss is {loss.item()} at step {done}; try a lower optimizer.lr")
             if report is not None:

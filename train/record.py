@@ -11,7 +11,7 @@ import torch
 
 from model.counts import count_parameters
 from train.config import RunConfig
-from train.topology import Topology
+from train.topology import Topology, uses_gpu
 
 SCHEMA = 1
 
@@ -33,7 +33,7 @@ _PEAK_FLOPS = {
 
 def device_name() -> str:
     """Return the accelerator's name, or the processor's."""
-    if torch.cuda.is_available():
+    if uses_gpu():
         return torch.cuda.get_device_name()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

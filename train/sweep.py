@@ -17,7 +17,7 @@ from typing import Any, Literal, get_type_hints
 from configs.reader import ConfigError, Problem, Tree, build, check, config, merge, parse_overrides, read_tree
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops_per_token
-from train.config import RunConfig, batch_problem, expand_run
+from train.config import RunConfig, batch_problem, expand_run, is_safe_name
 
 _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
@@ -93,7 +93,7 @@ class SweepConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value that cannot work."""
-        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,99}", self.name):
+        if not is_safe_name(self.name):
             yield (
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",

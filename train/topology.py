@@ -33,7 +33,12 @@ class Topology:
     @property
     def device(self) -> torch.device:
         """The device of this process."""
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        return torch.device("cuda", self.local_rank) if uses_gpu() else torch.device("cpu")
+
+
+def uses_gpu() -> bool:
+    """Return whether this run trains on GPUs; `DS_ACCELERATOR=cpu` keeps it off them."""
+    return os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available()
 
 
 def launched_topology(pipeline_stages: int) -> Topology:
@@ -57,14 +62,14 @@ def launched_topology(pipeline_stages: int) -> Topology:
 
 def connect(topology: Topology) -> None:
     """Join the process group: NCCL on GPUs, gloo on CPUs."""
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not uses_gpu():
+        os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
 
     # DeepSpeed would compile a shared-memory op for inference with a C++ compiler that a machine may lack, and a
     # killed compilation leaves a lock that hangs every later run. Training does not use the op.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if torch.cuda.is_available():
+    if uses_gpu():
         torch.cuda.set_device(topology.device)
     deepspeed.init_distributed(verbose=False)
 
