@@ -1,0 +1,225 @@
+#!/usr/bin/env python
+"""Plan with a fitted law: the best model for a budget, or the next runs that make a forecast sharper.
+
+Units: parameters, tokens, FLOPs (C = 6 N D); losses in nats per token.
+
+    python scripts/plan.py runs/quickstart/law.json --flops 1e21
+    python scripts/plan.py runs/quickstart/law.json --params 7e9
+    python scripts/plan.py runs/quickstart/law.json --target-params 1e7 --target-tokens 2e8 --budget 1e15 --runs 4 \\
+        --like configs/sweeps/quickstart.yaml --write next.yaml
+
+--flops gives the best N and D for a budget; --params the tokens, and --tokens the parameters, that belong to it on the
+compute-optimal line. --target-params and --target-tokens name a model whose loss is to be forecast, and --budget what
+may be spent on other runs to know it better; with --like, the runs are real models in the style of that sweep, and
+--write makes a sweep file of them for scripts/sweep.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table as Grid
+
+from configs.reader import ConfigError
+from scaling.artifact import ArtifactError, read_draws, read_law, write_atomically
+from scaling.forecast import ForecastError, forecast
+from scaling.laws import Array
+from scaling.planning import Best, Candidates, Design, PlanError, best_for, design, grid, sensible
+from scaling.sweepfile import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
+from scaling.table import TableError, read_table
+from scaling.text import count, flops, significant
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """Runs to train next: those chosen, in order, and what they are expected to do to the forecast."""
+
+    design: Design
+    runs: Candidates
+    shapes: list[Shape]
+    setting: Setting | None
+    target: dict[str, float]
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("law", metavar="LAW.json", type=Path)
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--flops", type=float, metavar="C", help="budget in FLOPs: give the best N and D")
+    given.add_argument("--params", type=float, metavar="N", help="parameters: give the tokens they deserve")
+    given.add_argument("--tokens", type=float, metavar="D", help="tokens: give the parameters they deserve")
+    add("--target-params", type=float, metavar="N", help="parameters of the model to forecast")
+    add("--target-tokens", type=float, metavar="D", help="tokens of the model to forecast")
+    add("--budget", type=float, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)")
+    add("--runs", type=int, default=3, help="runs to propose at most (default: 3)")
+    add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
+    add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser.parse_args()
+
+
+def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str, Array]) -> Proposal:
+    """Choose the next runs for a target. Raises PlanError, ConfigError."""
+    N, D = args.target_params, args.target_tokens
+    if N is None or D is None:
+        raise PlanError("a target needs both --target-params and --target-tokens")
+    if not (N > 0 and D > 0 and np.isfinite(N * D)):
+        raise PlanError(f"--target-params and --target-tokens must be positive numbers, not {N} and {D}")
+    budget = 0.6 * N * D if args.budget is None else args.budget
+    if not budget > 0:
+        raise PlanError(f"--budget must be positive, not {budget}")
+    if args.runs < 1:
+        raise PlanError(f"--runs must be at least 1, not {args.runs}")
+    target = {"N": N, "D": D, "U": D, "C": 6 * N * D}
+    setting, found = None, []
+    if args.like:
+        setting = read_setting(args.like)
+        low, high = law["fit_range"]["N"]
+        found = [s for s in shapes(setting, law["n_definition"]) if low / 2 <= s.N <= min(4 * high, max(high, N))]
+        tokens = law["fit_range"]["D"]
+        possible = candidates(setting, found, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
+    else:
+        possible = grid(law, target, budget)
+    possible = pick(possible, allowed(law, possible))
+    chosen = design(law, draws, target, possible, budget, args.runs)
+    runs = pick(possible, np.array([s.candidate for s in chosen.steps]))
+    return Proposal(chosen, runs, found, setting, target)
+
+
+def pick(runs: Candidates, which: NDArray[Any]) -> Candidates:
+    """Some of the candidates, by mask or by index."""
+    return Candidates({k: v[which] for k, v in runs.columns.items()}, runs.flops[which])
+
+
+def allowed(law: Mapping[str, Any], possible: Candidates) -> NDArray[np.bool_]:
+    """Which candidates are new and not too far from the fitted table; all where the table is not there any more."""
+    try:
+        table = read_table(law.get("source", ""))
+    except (TableError, OSError):
+        return np.ones(len(possible), dtype=bool)
+    return sensible(possible, table.columns["N"], table.columns["D"])
+
+
+def as_dict(best: Best | None, loss: Mapping[str, float] | None, proposal: Proposal | None) -> dict[str, Any]:
+    """What --json prints."""
+    answer: dict[str, Any] = {}
+    if best is not None:
+        answer |= asdict(best) | {"loss": loss}
+    if proposal is not None:
+        runs = [
+            {"N": float(N), "D": float(D), "flops": s.flops, "sigma_after": s.sigma, "gain_per_flop": s.gain_per_flop}
+            for N, D, s in zip(
+                proposal.runs.columns["N"], proposal.runs.columns["D"], proposal.design.steps, strict=True
+            )
+        ]
+        answer |= {"target": proposal.target, "sigma": proposal.design.sigma, "runs": runs}
+    return answer
+
+
+def show_best(best: Best, loss: Mapping[str, float], level: float, console: Console) -> None:
+    """Print the best model."""
+    table = Grid("", "best", f"{100 * level:g} % interval")
+    rows = (("parameters N", best.N, count), ("tokens D", best.D, count), ("compute C (FLOPs)", best.C, flops))
+    for name, q, write in rows:
+        table.add_row(
+            name, write(q.value), f"{write(q.low)} to {write(q.high)}" if q.high > 1.0001 * q.low else "given"
+        )
+    table.add_row("tokens per parameter", significant(best.D.value / best.N.value, 3), "")
+    table.add_row("loss (nats per token)", f"{loss['loss']:.4f}", f"{loss['low']:.4f} to {loss['high']:.4f}")
+    console.print(table)
+    if loss["extrapolation"] > 1:
+        console.print(f"{loss['extrapolation']:.3g}x outside the fitted range")
+
+
+def show_proposal(proposal: Proposal, console: Console) -> None:
+    """Print the proposed runs."""
+    design, target = proposal.design, proposal.target
+    console.print(
+        f"target: N = {count(target['N'])}, D = {count(target['D'])}. The coefficients leave its expected loss "
+        f"uncertain by {100 * design.sigma:.3g} % (one standard deviation)."
+    )
+    table = Grid("run", "N", "D", "FLOPs", "share of the variance removed", "uncertain by, after it")
+    names = [""] * len(proposal.runs)
+    if proposal.shapes:
+        keys = [proposal.shapes[int(i)].keys for i in proposal.runs.columns["shape"]]
+        names = [k.get("size") or f"{k['n_layer']} layers of {k['d_model']}" for k in keys]
+    for i, step in enumerate(design.steps):
+        N, D = proposal.runs.columns["N"][i], proposal.runs.columns["D"][i]
+        numbers = (count(N), count(D), flops(step.flops), f"{100 * step.gain:.1f} %", f"{100 * step.sigma:.3g} %")
+        table.add_row(f"{i + 1} {names[i]}".strip(), *numbers)
+    console.print(table)
+    console.print(f"together {flops(design.flops)} FLOPs")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, plan, print, write."""
+    law = read_law(args.law)
+    draws = read_draws(args.law)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    given = next(
+        ((k, v) for k, v in (("C", args.flops), ("N", args.params), ("D", args.tokens)) if v is not None), None
+    )
+    wants_runs = args.target_params is not None or args.target_tokens is not None
+    if given is None and not wants_runs:
+        raise PlanError("say what to plan: --flops, --params, --tokens, or --target-params with --target-tokens")
+    if args.write and not (args.like and wants_runs):
+        raise PlanError("--write needs a target and --like SWEEP.yaml, which says what the runs have in common")
+    best = loss = proposal = None
+    if given is not None:
+        best = best_for(law, draws, *given)
+        predicted = forecast(args.law, law, {"N": best.N.value, "D": best.D.value})
+        loss = {k: getattr(predicted, k) for k in ("loss", "low", "high", "level", "extrapolation")}
+    if wants_runs:
+        proposal = propose(args, law, draws)
+    if args.json:
+        print(json.dumps(as_dict(best, loss, proposal)))
+    else:
+        if best is not None and loss is not None:
+            show_best(best, loss, law["level"], console)
+        if proposal is not None:
+            show_proposal(proposal, console)
+    if args.write and proposal is not None and proposal.setting is not None:
+        write_atomically(args.write, written(args, proposal).encode())
+        if not args.json:
+            console.print(f"sweep: {args.write}", soft_wrap=True)
+
+
+def written(args: argparse.Namespace, proposal: Proposal) -> str:
+    """The sweep file of a proposal."""
+    assert proposal.setting is not None
+    target = proposal.target
+    last = proposal.design.steps[-1].sigma
+    comment = (
+        f"Runs that should narrow the forecast for N = {count(target['N'])}, D = {count(target['D'])} by {args.law}\n"
+        f"from {100 * proposal.design.sigma:.3g} % to {100 * last:.3g} % (one standard deviation), most useful first."
+    )
+    return sweep_yaml(proposal.setting, proposal.shapes, proposal.runs, args.write, comment)
+
+
+def main() -> int:
+    """Entry point: 0, or 1 after one sentence on what was wrong."""
+    args = arguments()
+    try:
+        run(args)
+    except (ArtifactError, ForecastError, PlanError, ConfigError) as error:
+        print(f"plan.py: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"plan.py: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
