@@ -220,7 +220,7 @@ def noisier_than_replicates(fit: Fit, table: Table) -> Warned | None:
     """Residuals much larger than seeds explain: the law does not describe the data."""
     sigma, cells = replicate_sigma(table)
     spread = float(np.sqrt((fit.residuals**2).sum() / max(len(table) - fit.problem.free, 1)))
-    if cells < 3 or spread < 3 * sigma:
+    if cells < 3 or sigma == 0 or spread < 3 * sigma:
         return None
     return Warned(
         "misfit",
