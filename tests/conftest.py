@@ -61,7 +61,11 @@ def small_run(small_text: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 name: small
 model: {{style: modern, n_layer: 2, d_model: 16, n_head: 2}}
 data:
-  {{source: files, files: ["{small_text}"], vocab_size: 300, validation_fraction: 0.1, directory: "{folder / "corpora"}"}}
+  source: files
+  files: ["{small_text}"]
+  vocab_size: 300
+  validation_fraction: 0.1
+  directory: "{folder / "corpora"}"
 train: {{sequence_length: 32, global_batch: 8, micro_batch: 2, steps: 30}}
 optimizer: {{lr: 0.01}}
 evaluate: {{tokens: 1500}}

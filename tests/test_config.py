@@ -1,6 +1,7 @@
 """The reader refuses what cannot run, says everything at once, and reads YAML without its surprises."""
 
 import ast
+import contextlib
 import inspect
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
@@ -104,7 +105,7 @@ def test_extends_in_a_circle_and_missing_file(tmp_path: Path) -> None:
 
 def test_overrides_win_and_are_blamed(tmp_path: Path) -> None:
     assert read(tmp_path, "seed: 1", "--seed=2", "--inner.width=9").inner.width == 9
-    with pytest.raises(ConfigError, match="command line: inner.width"):
+    with pytest.raises(ConfigError, match=r"command line: inner\.width"):
         read(tmp_path, "seed: 1", "--inner.width=wide")
     with pytest.raises(ConfigError, match="overrides look like"):
         parse_overrides(["seed", "2"])
@@ -123,10 +124,8 @@ def test_any_value_is_read_or_refused(value: Any) -> None:
 
 @given(st.text())
 def test_any_text_is_read_or_refused(text: str) -> None:
-    try:
+    with contextlib.suppress(ConfigError):
         parse_yaml(text)
-    except ConfigError:
-        pass
 
 
 @given(

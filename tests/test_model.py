@@ -132,7 +132,8 @@ def test_chunked_loss_equals_cross_entropy(keys: dict[str, Any], rows: int, monk
     expected.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     for (name, ours), theirs in zip(chunked.named_parameters(), naive.parameters(), strict=True):
-        assert ours.grad is not None and theirs.grad is not None
+        assert ours.grad is not None
+        assert theirs.grad is not None
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-4, atol=1e-8), name
 
 

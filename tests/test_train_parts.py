@@ -1,5 +1,6 @@
 """The parts of the trainer that need no run: schedule, optimizer, configuration of DeepSpeed, metrics, W&B."""
 
+import itertools
 import json
 import math
 import os
@@ -20,7 +21,7 @@ from train.files import only_process, write_json
 from train.metrics import MetricsLog, read_metrics
 from train.optimizer import ClippingAdamW, parameter_groups
 from train.schedule import lr_multiplier
-from train.tracking import Tracker
+from train.tracking import Tracker, stable_id
 
 TINY = ROOT / "configs/runs/tiny.yaml"
 
@@ -34,7 +35,7 @@ def test_cosine_warms_up_peaks_and_ends() -> None:
     assert curve[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert curve[54] == pytest.approx(0.1 + 0.9 * 0.5)  # half-way between warmup and end
     assert curve[99] == pytest.approx(0.1)
-    assert all(a > b for a, b in zip(curve[9:], curve[10:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(curve[9:]))
 
 
 def test_wsd_holds_then_falls_in_a_line() -> None:
@@ -205,6 +206,13 @@ def test_offline_run_is_written_where_wandb_sync_finds_it(tmp_path: Path, monkey
         time.sleep(0.1)
     content = binary.read_bytes()
     assert all(word in content for word in (b"id-1", b"tokens", b"loss", b"val_loss"))
+
+
+def test_a_resumed_run_keeps_its_id_and_another_run_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert stable_id(tmp_path / "a") == stable_id(tmp_path / "a")
+    assert stable_id(tmp_path / "a") != stable_id(tmp_path / "b")
 
 
 _DEAD_SERVER = """

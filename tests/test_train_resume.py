@@ -1,13 +1,21 @@
 """A run that is killed and started again ends where it would have ended."""
 
+import contextlib
 import json
+import os
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import Ranks, read_record, read_rows, run_ranks
+from conftest import ROOT, Ranks, read_record, read_rows, run_ranks
+
+from train.files import only_process
 
 CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
 
@@ -16,13 +24,16 @@ def curve(run_dir: Path) -> list[tuple[float, ...]]:
     return [tuple(row[key] for key in CURVE) for row in read_rows(run_dir)]
 
 
+def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
 def kill_after(ranks: Ranks, run_dir: Path, step: int) -> None:
     """SIGKILL all ranks once `step` is logged."""
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if (run_dir / "metrics.jsonl").exists() and len(read_rows_so_far(run_dir)) >= step:
-            break
-        time.sleep(0.01)
+    wait_for(lambda: (run_dir / "metrics.jsonl").exists() and len(read_rows_so_far(run_dir)) >= step)
     for process in ranks.processes:
         process.send_signal(signal.SIGKILL)
     ranks.finish()
@@ -147,8 +158,34 @@ def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
     assert record["complete"] is True
     assert record["validation_tokens"] == 46 * 32
     last = read_rows(stopped[0])[-1]
-    assert last["tokens"] == record["D"] and last["flops"] == record["flops"]
+    assert (last["tokens"], last["flops"]) == (record["D"], record["flops"])
     assert last["val_loss"] == record["val_loss"]
     nats_per_byte = record["val_loss"] / record["validation_bytes_per_token"]
     assert record["bits_per_byte"] == pytest.approx(nats_per_byte / 0.6931471805599453)
     assert json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["deepspeed", "deepspeed.launcher.launch"])
+def test_ranks_end_with_their_launcher(victim: str, small_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "1", "--master_port", "29741"]
+    arguments = ["scripts/pretrain.py", "--config", str(small_run), "--run-dir", str(run_dir)]
+    long_run = ["--train.steps=100000", "--checkpoint.every=10"]
+    top = subprocess.Popen(
+        [*command, *arguments, *long_run], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: (run_dir / "checkpoints/step-00000010").exists())
+    below = psutil.Process(top.pid).children(recursive=True)
+    launcher = top.pid if victim == "deepspeed" else next(p.pid for p in below if victim in p.cmdline())
+    os.kill(launcher, signal.SIGKILL)
+    ranks = [p for p in below if "--local_rank=0" in p.cmdline() and victim not in p.cmdline()]
+    assert ranks
+    _, alive = psutil.wait_procs(ranks, timeout=20)
+    for process in [*below, psutil.Process(top.pid)]:
+        with contextlib.suppress(psutil.Error):
+            process.kill()
+    top.wait()
+    assert not alive
+    with only_process(run_dir / ".lock", "the directory"):  # free for the next launch
+        pass

@@ -10,6 +10,7 @@ from pathlib import Path
 from configs.reader import ConfigError, Problem, dump_yaml
 from train.config import RunConfig, batch_problem, load_run
 from train.stored import changed_keys
+from train.watchdog import watch_launcher
 
 USER_ERROR = 2
 """Exit status for a mistake in the input; nothing was started and nothing was changed."""
@@ -56,6 +57,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
         print(dump_yaml(run), end="")
         return 0
     run_dir = options.run_dir or Path("runs") / run.name
+    watch_launcher()
     # Imports of torch and deepspeed take seconds; mistakes above are told at once.
     from train.topology import connect, disconnect, launched_topology
 
@@ -82,7 +84,7 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     with ExitStack() as stack:
         if topology.is_main:
-            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}"))
+            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=15))
         if _is_complete(run_dir):
             if topology.is_main:
                 print(f"{run_dir}: complete already; delete it to train again")

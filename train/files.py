@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -42,16 +43,26 @@ def sha256(path: Path) -> str:
 
 
 @contextmanager
-def only_process(path: Path, what: str) -> Iterator[None]:
+def only_process(path: Path, what: str, patience: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which the kernel releases when the process dies.
+
+    Args:
+        path: the lock file; it stays.
+        what: what it protects, in words.
+        patience: seconds to wait for a process that is about to end.
 
     Raises:
         BlockingIOError: when another process holds it; the message names `what`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + patience
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(f"{what} is in use by another process (lock {path})") from None
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise BlockingIOError(f"{what} is in use by another process (lock {path})") from None
+                time.sleep(0.2)
         yield

@@ -20,7 +20,7 @@ from train.metrics import MetricsLog
 from train.record import make_record, peak_flops
 from train.schedule import lr_multiplier
 from train.topology import Topology
-from train.tracking import Tracker
+from train.tracking import Tracker, stable_id
 
 
 class TrainingDiverged(RuntimeError):
@@ -91,8 +91,7 @@ class _Reporter:
         self.run, self.run_dir, self.topology = run, run_dir, topology
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
-        run_id = f"{run.wandb.group or 'run'}-{run_dir.name}"[:128]
-        self.tracker = Tracker(run.wandb, run_id, run_dir.name, run_dir, settings)
+        self.tracker = Tracker(run.wandb, stable_id(run_dir), run_dir.name, run_dir, settings)
         self.peak = peak_flops()
         self.begin = self.last_time = time.perf_counter()
         self.last_step: int | None = None

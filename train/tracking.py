@@ -6,12 +6,14 @@ missing package cannot stop or slow training. `metrics.jsonl` holds the same row
 
 import os
 import queue
+import secrets
 import sys
 import threading
 from pathlib import Path
 from typing import Any
 
 from train.config import WandbConfig
+from train.files import write_atomic
 
 _START_SECONDS = 30
 _FINISH_SECONDS = 20
@@ -79,6 +81,14 @@ class Tracker:
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             print(f"W&B is off for this run ({reason}); metrics.jsonl is complete", file=sys.stderr)
+
+
+def stable_id(run_dir: Path) -> str:
+    """Return the W&B id of the run in `run_dir`, drawn once and kept there, so that a resumed run is the same one."""
+    path = run_dir / "wandb-id.txt"
+    if not path.exists():
+        write_atomic(path, secrets.token_hex(8) + "\n")
+    return path.read_text().strip()
 
 
 def _mode(mode: str) -> str:

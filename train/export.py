@@ -1,0 +1,160 @@
+"""One directory with the weights of a run, for plain torch and for Hugging Face `transformers`.
+
+    OUT/plain/model.safetensors   fp32 weights under the names of `model.transformer.GPT`
+    OUT/plain/config.yaml         the run's configuration; its `model:` section builds that `GPT`
+    OUT/model.safetensors         the same weights for transformers, with config.json
+    OUT/tokenizer.json            the corpus's tokenizer, with tokenizer_config.json
+
+The plain file has a directory of its own because many loaders take every `*.safetensors` beside `config.json`.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+from configs.reader import dump_yaml
+from data.config import DataError
+from data.prepare import prepare
+from data.shards import TOKENIZER, TokenizerEntry, read_manifest
+from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
+from train import checkpoint
+from train.checkpoint import CheckpointError
+from train.config import RunConfig, load_run
+from train.consolidate import consolidate
+from train.files import sha256, sync_directory
+
+
+class ExportError(ValueError):
+    """Nothing can be exported from, or to, where the user said."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote."""
+
+    step: int
+    """Optimizer steps that the weights have seen."""
+    parameters: int
+    """Numbers in the plain file."""
+    architecture: str | None
+    """Class of `transformers` that reads the directory; None when there is none."""
+    left_out: tuple[str, ...]
+    """One sentence for each part that could not be written, and why."""
+
+
+def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
+    """Write the weights of a checkpoint in `run_dir` to the new directory `out`, which appears whole or not at all.
+
+    Args:
+        run_dir: a run of any topology and precision, finished or not.
+        out: a directory that does not exist, or is empty.
+        step: optimizer steps done at the checkpoint; None takes the newest that verifies, and names others on stderr.
+
+    Raises:
+        ExportError: when there is no such run, or `out` is in use.
+        ConfigError: when the run's `config.yaml` cannot be read.
+        CheckpointError: when there is no such checkpoint, or its content cannot be used.
+    """
+    if not (run_dir / "config.yaml").is_file():
+        raise ExportError(f"{run_dir}: is not the directory of a run; it has no config.yaml")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ExportError(f"{out}: exists already; delete it or choose another --out")
+    run = load_run(run_dir / "config.yaml")
+    folder, done = _find(run_dir / "checkpoints", step)
+    weights = consolidate(folder / "state", run.model)
+
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # left by an export that died
+    try:
+        (partial / "plain").mkdir(parents=True)
+        provenance = {"format": "pt", "run": run.name, "step": str(done)}
+        (partial / "plain" / "config.yaml").write_text(dump_yaml(run), encoding="utf-8")
+        save_file(weights, partial / "plain" / "model.safetensors", provenance)
+        left_out, target, tokenizer = [], None, None
+        try:
+            tokenizer = _write_tokenizer(run, run_dir, partial)
+        except (DataError, OSError) as error:
+            left_out.append(f"no tokenizer was written: {error}")
+        try:
+            target = architecture(run.model).name
+            save_file(huggingface_weights(run.model, weights), partial / "model.safetensors", provenance)
+            _write_json(
+                partial / "config.json",
+                huggingface_config(run.model, tokenizer.end_of_text_id if tokenizer else None),
+            )
+        except NoCounterpart as error:
+            left_out.append(f"only plain/ can be loaded: {error}")
+        _commit(partial, out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return Exported(done, sum(weight.numel() for weight in weights.values()), target, tuple(left_out))
+
+
+def _find(folder: Path, step: int | None) -> tuple[Path, int]:
+    """Return the checkpoint to export, verified, and its step."""
+    there = {int(path.name.removeprefix("step-")): path for path in checkpoint._newest_first(folder)}
+    if not there:
+        raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
+    if step is not None and step not in there:
+        steps = ", ".join(str(s) for s in sorted(there))
+        raise CheckpointError(f"{folder}: there is no checkpoint of step {step}; there are those of {steps}")
+    for done, path in there.items() if step is None else [(step, there[step])]:
+        damage = checkpoint._damage(path)
+        if damage is None:
+            return path, done
+        print(f"{path}: damaged ({damage})", file=sys.stderr, flush=True)
+    raise CheckpointError(f"{folder}: no checkpoint {'' if step is None else f'of step {step} '}is intact")
+
+
+def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry:
+    """Copy the tokenizer of the run's corpus, with the settings that `AutoTokenizer` needs."""
+    corpus = _corpus(run, run_dir)
+    entry = read_manifest(corpus).tokenizer
+    if sha256(corpus / TOKENIZER) != entry.sha256:
+        raise DataError(f"'{corpus / TOKENIZER}' is damaged; delete '{corpus}' and prepare it again")
+    shutil.copyfile(corpus / TOKENIZER, out / TOKENIZER)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": entry.end_of_text,
+        "eos_token": entry.end_of_text,
+        "model_max_length": run.model.context_length,
+        "clean_up_tokenization_spaces": False,
+    }
+    _write_json(out / "tokenizer_config.json", settings)
+    return entry
+
+
+def _corpus(run: RunConfig, run_dir: Path) -> Path:
+    """Find the corpus that the run was trained on."""
+    try:
+        name = json.loads((run_dir / "record.json").read_text(encoding="utf-8"))["corpus"]
+    except FileNotFoundError:
+        return prepare(run.data)  # not finished yet, so training would do the same
+    except (ValueError, KeyError, TypeError):
+        raise DataError(f"'{run_dir / 'record.json'}' is damaged") from None
+    return Path(run.data.prepared) if run.data.prepared else Path(run.data.directory) / name
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _commit(partial: Path, out: Path) -> None:
+    """Make everything in `partial` durable, then give it its name."""
+    for path in partial.rglob("*"):
+        if path.is_file():
+            shutil.copymode(partial / "plain" / "config.yaml", path)  # safetensors makes files for their owner alone
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        else:
+            sync_directory(path)
+    sync_directory(partial)
+    partial.rename(out)
+    sync_directory(out.parent)
