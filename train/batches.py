@@ -10,7 +10,7 @@ from data.shards import Corpus
 from model.loss import IGNORE
 from train.config import RunConfig
 from train.engine import MicroBatch
-from train.topology import Topology
+from train.topology import Topology, uses_gpu
 
 
 def training_batches(corpus: Corpus, run: RunConfig, step: int, topology: Topology) -> Iterator[MicroBatch]:
@@ -47,5 +47,7 @@ def validation_batches(windows: Windows, run: RunConfig, topology: Topology) -> 
 
 def _split(windows: np.ndarray) -> MicroBatch:
     """Cut windows (B, T + 1) into tokens (B, T) and next tokens (B, T)."""
-    tensor = torch.from_numpy(np.ascontiguousarray(windows))
-    return tensor[:, :-1].contiguous(), tensor[:, 1:].contiguous()
+    tokens, targets = (torch.from_numpy(np.ascontiguousarray(part)) for part in (windows[:, :-1], windows[:, 1:]))
+    if uses_gpu():  # a copy from pageable memory would wait until the GPU has finished its queue
+        tokens, targets = tokens.pin_memory(), targets.pin_memory()
+    return tokens, targets

@@ -59,7 +59,7 @@ def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: 
     engine.train()
     total = torch.zeros((), device=topology.device)
     for tokens_BT, targets_BT in micro_batches:
-        loss = engine(tokens_BT.to(topology.device), targets_BT.to(topology.device))
+        loss = engine(*_on_device(tokens_BT, targets_BT, topology))
         engine.backward(loss)
         engine.step()
         total += loss.detach()
@@ -80,8 +80,12 @@ def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -
     engine.eval()
     total = torch.zeros((), device=topology.device, dtype=torch.float64)
     for tokens_BT, targets_BT in micro_batches:
-        total += engine(tokens_BT.to(topology.device), targets_BT.to(topology.device))
+        total += engine(*_on_device(tokens_BT, targets_BT, topology))
     return _mean_over_replicas(total / len(micro_batches), topology).item()
+
+
+def _on_device(tokens_BT: Tensor, targets_BT: Tensor, topology: Topology) -> MicroBatch:
+    return tokens_BT.to(topology.device, non_blocking=True), targets_BT.to(topology.device, non_blocking=True)
 
 
 def _mean_over_replicas(value: Tensor, topology: Topology) -> Tensor:

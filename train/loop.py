@@ -1,6 +1,7 @@
 """The training loop: from a run's configuration to its record."""
 
 import dataclasses
+import math
 import sys
 import time
 from pathlib import Path
@@ -44,6 +45,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
     report = _Reporter(run, run_dir, topology) if topology.is_main else None
 
     val_loss = None
+    clock = _StepClock(first_step)
     for step in range(first_step, run.steps):
         lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
         loss = train_step(engine, training_batches(corpus, run, step, topology), lr, topology)
@@ -51,19 +53,42 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
         done = step + 1
         is_last = done == run.steps
         evaluates = is_last or _due(done, run.evaluate.every)
-        val_loss = evaluate(engine, validation, topology) * to_nats_per_token if evaluates else None
+        saves = _due(done, run.checkpoint.every) or (is_last and run.checkpoint.every is not None)
         if evaluates or done == 1 or _due(done, run.log_every):
-            if not torch.isfinite(loss):
-                raise TrainingDiverged(f"{run_dir}: the loss is {loss.item()} at step {done}; try a lower optimizer.lr")
+            loss_value = loss.item()  # waits for the step, so that the clock below times training alone
+            steps_per_second = clock.lap(done)
+            if not math.isfinite(loss_value):
+                raise TrainingDiverged(f"{run_dir}: the loss is {loss_value} at step {done}; try a lower optimizer.lr")
+            val_loss = evaluate(engine, validation, topology) * to_nats_per_token if evaluates else None
             if report is not None:
-                report.step(done, loss.item(), gradient_norm(engine), lr, val_loss)
-        if _due(done, run.checkpoint.every) or (is_last and run.checkpoint.every is not None):
+                report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, val_loss)
+        if saves:
             checkpoint.save(engine, run_dir, done, run.checkpoint.keep, topology)
+        if evaluates or saves:
+            clock.restart(done)
 
     if val_loss is None:  # resumed after the last step
         val_loss = evaluate(engine, validation, topology) * to_nats_per_token
     if report is not None:
         report.finish(val_loss, _describe_data(run, corpus, windows))
+
+
+class _StepClock:
+    """Steps per second between laps. The first step after the start is left out: it warms caches and compilers up."""
+
+    def __init__(self, step: int) -> None:
+        self.step, self.time = step, math.nan
+
+    def lap(self, done: int) -> float | None:
+        """Return the speed since the last lap, or None where there is none yet."""
+        now = time.perf_counter()
+        speed = (done - self.step) / (now - self.time) if done > self.step and not math.isnan(self.time) else None
+        self.step, self.time = done, now
+        return speed
+
+    def restart(self, done: int) -> None:
+        """Begin a lap here: what came before was not training."""
+        self.step, self.time = done, time.perf_counter()
 
 
 def _due(done: int, every: int | None) -> bool:
@@ -93,13 +118,19 @@ class _Reporter:
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
         self.tracker = Tracker(run.wandb, stable_id(run_dir), run_dir.name, run_dir, settings)
         self.peak = peak_flops()
-        self.begin = self.last_time = time.perf_counter()
-        self.last_step: int | None = None
+        self.begin = time.perf_counter()
         self.progress = _ProgressBar(run) if sys.stderr.isatty() else None
 
-    def step(self, done: int, loss: float, grad_norm: float, lr: float, val_loss: float | None) -> None:
+    def step(
+        self,
+        done: int,
+        loss: float,
+        grad_norm: float,
+        lr: float,
+        steps_per_second: float | None,
+        val_loss: float | None,
+    ) -> None:
         """Log the step that has just been done."""
-        now = time.perf_counter()
         row: dict[str, Any] = {
             "step": done,
             "tokens": done * self.run.tokens_per_step,
@@ -108,24 +139,22 @@ class _Reporter:
             "grad_norm": grad_norm,
             "lr": lr,
         }
-        if self.last_step is not None:  # the first step pays for warm-up of caches and compilers
-            tokens_per_second = (done - self.last_step) * self.run.tokens_per_step / (now - self.last_time)
-            row["tokens_per_second"] = tokens_per_second
-            achieved = tokens_per_second * self.run.flops_per_token / self.topology.world_size
+        if steps_per_second is not None:
+            row["tokens_per_second"] = steps_per_second * self.run.tokens_per_step
+            achieved = row["tokens_per_second"] * self.run.flops_per_token / self.topology.world_size
             row["flops_per_second_per_device"] = achieved
             row["mfu"] = achieved / self.peak if self.peak else None
         if val_loss is not None:
             row["val_loss"] = val_loss
-        self.last_step, self.last_time = done, time.perf_counter()
         if self.metrics.write(row):
             self.tracker.log(row)
         if self.progress is not None:
             self.progress.show(row)
         else:
-            speed = f"{row.get('tokens_per_second', float('nan')):,.0f} tokens/s"
+            speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if steps_per_second is not None else ""
             validation = f"  val_loss {val_loss:.4f}" if val_loss is not None else ""
             text = f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
-            print(f"{text}  {speed}{validation}", flush=True)
+            print(f"{text}{speed}{validation}", flush=True)
 
     def finish(self, val_loss: float, data: dict[str, Any]) -> None:
         """Write the record; it is the last file of a run."""
