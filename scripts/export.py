@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ExportError, CheckpointError, ConfigError, DataError) as error:
         return _complain(str(error), USER_ERROR)
     except OSError as error:
-        return _complain(f"{error.filename}: {error.strerror}", USER_ERROR)
+        return _complain(str(error), USER_ERROR)
     named = f", {done.architecture}" if done.architecture else ""
     print(f"step {done.step}, {done.parameters:,} parameters in fp32{named} -> {options.out}")
     for sentence in done.left_out:

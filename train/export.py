@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from configs.reader import dump_yaml
@@ -26,7 +27,7 @@ from model.huggingface import NoCounterpart, architecture, huggingface_config, h
 from train import checkpoint
 from train.checkpoint import CheckpointError
 from train.config import RunConfig, load_run
-from train.consolidate import consolidate
+from train.consolidate import Weights, consolidate
 from train.files import sha256, sync_directory
 
 
@@ -69,37 +70,50 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
     folder, done = _find(run_dir / "checkpoints", step)
     weights = consolidate(folder / "state", run.model)
 
+    out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that died
     try:
-        (partial / "plain").mkdir(parents=True)
         provenance = {"format": "pt", "run": run.name, "step": str(done)}
-        (partial / "plain" / "config.yaml").write_text(dump_yaml(run), encoding="utf-8")
-        save_file(weights, partial / "plain" / "model.safetensors", provenance)
-        left_out, target, tokenizer = [], None, None
-        try:
-            tokenizer = _write_tokenizer(run, run_dir, partial)
-        except (DataError, OSError) as error:
-            left_out.append(f"no tokenizer was written: {error}")
-        try:
-            target = architecture(run.model).name
-            save_file(huggingface_weights(run.model, weights), partial / "model.safetensors", provenance)
-            _write_json(
-                partial / "config.json",
-                huggingface_config(run.model, tokenizer.end_of_text_id if tokenizer else None),
-            )
-        except NoCounterpart as error:
-            left_out.append(f"only plain/ can be loaded: {error}")
+        _write_plain(run, weights, provenance, partial / "plain")
+        target, left_out = _write_huggingface(run, run_dir, weights, provenance, partial)
         _commit(partial, out)
-    except BaseException:
+    except SafetensorError as error:
+        raise ExportError(f"{out}: cannot be written: {error}") from None
+    finally:
         shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return Exported(done, sum(weight.numel() for weight in weights.values()), target, tuple(left_out))
+    return Exported(done, sum(weight.numel() for weight in weights.values()), target, left_out)
+
+
+def _write_plain(run: RunConfig, weights: Weights, provenance: dict[str, str], out: Path) -> None:
+    out.mkdir(parents=True)
+    (out / "config.yaml").write_text(dump_yaml(run), encoding="utf-8")
+    save_file(weights, out / "model.safetensors", provenance)
+
+
+def _write_huggingface(
+    run: RunConfig, run_dir: Path, weights: Weights, provenance: dict[str, str], out: Path
+) -> tuple[str | None, tuple[str, ...]]:
+    """Write what transformers reads; return the class that reads it, and what was left out and why."""
+    left_out, tokenizer = [], None
+    try:
+        tokenizer = _write_tokenizer(run, run_dir, out)
+    except (DataError, FileNotFoundError) as error:
+        left_out.append(f"no tokenizer was written: {error}")
+    try:
+        name = architecture(run.model).name
+    except NoCounterpart as error:
+        return None, (*left_out, f"only plain/ can be loaded: {error}")
+    save_file(huggingface_weights(run.model, weights), out / "model.safetensors", provenance)
+    settings = huggingface_config(run.model, tokenizer.end_of_text_id if tokenizer else None)
+    _write_json(out / "config.json", settings)
+    return name, tuple(left_out)
 
 
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     """Return the checkpoint to export, verified, and its step."""
-    there = {int(path.name.removeprefix("step-")): path for path in checkpoint._newest_first(folder)}
+    named = ((path.name.removeprefix("step-"), path) for path in checkpoint._newest_first(folder))
+    there = {int(number): path for number, path in named if number.isdigit()}
     if not there:
         raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
     if step is not None and step not in there:
