@@ -1,17 +1,19 @@
-"""Pictures of how far to believe a law: held-out predictions and residuals."""
+"""Pictures of how far to believe a law: held-out predictions, residuals, profile of E, backtests, sensitivity."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .laws import Array
-from .plots import HELD_OUT, INK, LABELS, MUTED, Scale, figure, log_axis, span
-from .text import count
+from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
+from .text import count, flops, symbol
 from .view import View
 
 LISTED = 16  # held-out rows that are listed one by one; more are drawn as a cloud
@@ -21,8 +23,8 @@ def _signed(value: float, _: int) -> str:
     return f"{value:+.3g} %".replace("-", "−") if value else "0 %"
 
 
-def holdout(rows: list[dict[str, Any]], level: float) -> Figure:
-    """Held-out losses against their predictions, and the relative errors with their intervals."""
+def holdout(rows: list[dict[str, Any]], level: float, unit: str = "loss (nats per token)") -> Figure:
+    """Held-out measurements against their predictions, and the relative errors with their intervals."""
     measured = np.array([r["loss"] for r in rows])
     predicted, low, high = (np.array([r[k] for r in rows]) for k in ("predicted", "low", "high"))
     order = np.lexsort(([r["D"] for r in rows], [r["N"] for r in rows]))
@@ -37,7 +39,8 @@ def holdout(rows: list[dict[str, Any]], level: float) -> Figure:
     with figure(height, 1, 2 if len(rows) > 1 else 1) as (drawn, axes):
         if len(rows) > 1:
             _on_the_line(axes[0], measured, predicted, low, high, marks)
-            axes[0].set_ylabel(f"predicted loss, {100 * level:g} % interval")
+            axes[0].set_ylabel(f"predicted {unit.split(' (')[0]}, {100 * level:g} % interval")
+            axes[0].set_xlabel(f"measured {unit}")
         right = axes[-1]
         place = np.empty(len(rows))
         place[order] = np.arange(len(rows))
@@ -59,7 +62,7 @@ def holdout(rows: list[dict[str, Any]], level: float) -> Figure:
             right.set_ylabel("error of the prediction")
             right.set_xlim(*span(measured, 0.05))
             log_axis(right.xaxis, "loss")
-            right.set_xlabel("measured loss (nats per token)")
+            right.set_xlabel(f"measured {unit}")
     return drawn
 
 
@@ -75,7 +78,6 @@ def _on_the_line(
     axis.set(xlim=ends, ylim=ends)
     log_axis(axis.xaxis, "loss")
     log_axis(axis.yaxis, "loss")
-    axis.set_xlabel("measured loss (nats per token)")
     axis.set_box_aspect(1)
 
 
@@ -107,3 +109,82 @@ def residuals(view: View, scale: Scale) -> Figure | None:
         axes[0].set_ylabel("measured − fitted" + (", relative" if logarithmic else " (nats per token)"))
         scale.key(drawn, axes)
     return drawn
+
+
+def profile(law: Mapping[str, Any]) -> Figure:
+    """Objective against E, all else refitted: how well the data fix the irreducible loss."""
+    found = law["profile_E"]
+    E, objective = np.array(found["E"], dtype=float), np.array(found["objective"], dtype=float)
+    least = float(law["certificate"]["objective"])
+    with figure(3.3) as (drawn, (axis,)):
+        low, high = found["interval"]
+        inside = (low if low is not None else E.min(), high if high is not None else E.max())
+        axis.axvspan(*inside, color=LAW, alpha=0.12, lw=0, label=f"{100 * found['level']:g} % interval by the profile")
+        axis.plot(E, objective / least, color=LAW, lw=1.8)
+        axis.axhline(found["threshold"] / least, color=MUTED, ls="--", lw=1.2, label="threshold of the interval")
+        axis.plot(law["params"]["E"], 1.0, "D", ms=7, color=HELD_OUT, mec="white", label="the fit")
+        top = 1 + 3 * max(found["threshold"] / least - 1, 1e-3)
+        axis.set_ylim(1 - 0.06 * (top - 1), top)
+        shown = E[objective / least <= top]
+        axis.set_xlim(*((shown.min(), shown.max()) if len(shown) > 1 else (E.min(), E.max())))
+        axis.set_xlabel("E (nats per token), the other coefficients refitted")
+        axis.set_ylabel("objective / its minimum")
+        drawn.legend(loc="outside upper left", ncols=3)
+    return drawn
+
+
+def ladder(windows: list[dict[str, Any]], compute: Mapping[int, float]) -> Figure:
+    """Errors of predictions against how far they reach, by the compute that each fit was allowed to see.
+
+    ``compute`` maps row numbers to C.
+    """
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(windows)))
+    with figure(4.0) as (drawn, (axis,)):
+        axis.axhline(0, color=INK, lw=1)
+        reaches = []
+        for window, colour in zip(windows, colours, strict=True):
+            limit = window["largest_compute"]
+            x = np.array([compute.get(r["row"], 6 * r["N"] * r["D"]) / limit for r in window["scored"]])
+            y = np.array([100 * (r["predicted"] / r["loss"] - 1) for r in window["scored"]])
+            covered = np.array([r["low"] <= r["loss"] <= r["high"] for r in window["scored"]], dtype=bool)
+            label = f"up to {flops(limit)} FLOPs, {window['rows']} rows"
+            axis.scatter(x[covered], y[covered], s=22, color=colour, lw=0, label=label)
+            axis.scatter(x[~covered], y[~covered], s=22, fc="white", ec=[colour], lw=1.3)
+            reaches.append(x)
+        axis.set_xlim(*span(np.concatenate(reaches), 0.05))
+        log_axis(axis.xaxis, "C")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axis.set_xlabel("compute of the predicted run / largest compute in the fit")
+        axis.yaxis.set_major_formatter(FuncFormatter(_signed))
+        axis.set_ylabel("error of the prediction")
+        drawn.legend(loc="outside right upper", title="fitted", handletextpad=0.2, alignment="left")
+    return drawn
+
+
+def tornado(law: Mapping[str, Any]) -> Figure:
+    """How far every debatable choice alone, and all of them together, move the coefficients and the prediction."""
+    found = law["sensitivity"]
+    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found["spread"].get(n))]
+    rows = [*found["by_axis"], "all together"]
+    with figure(0.36 * len(rows) + 1.3, 1, len(names), sharey=True) as (drawn, axes):
+        for axis, name in zip(axes, names, strict=True):
+            for y, row in enumerate(rows):
+                ends = found["spread"].get(name) if row == "all together" else found["by_axis"][row].get(name)
+                if not _moved(ends):
+                    continue
+                least, median, largest = ends
+                colour = INK if row == "all together" else LAW
+                axis.plot([least, largest], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
+                axis.plot(median, y, "|", color="white", ms=9, mew=1.6)
+            if name in law["params"]:
+                axis.axvline(law["params"][name], color=HELD_OUT, lw=1.2)
+            axis.set_xlabel("predicted loss" if name == "prediction" else symbol(name))
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        axes[0].set_yticks(range(len(rows)), labels=rows)
+        axes[0].invert_yaxis()
+    return drawn
+
+
+def _moved(ends: list[float] | None) -> bool:
+    """Whether there are three finite numbers: the least, the median, the largest."""
+    return ends is not None and all(v is not None and np.isfinite(v) for v in ends)

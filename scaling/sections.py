@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from . import plots_allocation, plots_checks, plots_law
+from . import plots_allocation, plots_checks, plots_law, sections_checks
 from .allocation import Approach, Trace, allocate, disagreements, exponents, profiles
 from .page import Grid, Section, Source, picture, some
 from .plots import Scale
@@ -364,11 +364,17 @@ def _runs(source: Source) -> Section:
 SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     _law_section,
     _holdout,
+    sections_checks.backtest,
     _coefficients,
+    sections_checks.profile_E,
     _residuals,
+    sections_checks.sensitivity,
+    sections_checks.averaged,
     _allocation,
     _fan,
+    sections_checks.forecasts,
     _curves,
+    sections_checks.whole_curves,
     _certificate,
     _excluded,
     _runs,

@@ -25,6 +25,8 @@ class Curve:
     flops: Array
     loss: Array
     val_loss: Array
+    step: Array
+    lr: Array
 
 
 def read_curves(runs_dir: Path) -> list[Curve]:
@@ -42,7 +44,7 @@ def read_curves(runs_dir: Path) -> list[Curve]:
         if len(rows) < 2:
             continue
         record = _record(path.parent / "record.json")
-        columns = {k: _column(rows, k) for k in ("tokens", "flops", "loss", "val_loss")}
+        columns = {k: _column(rows, k) for k in ("tokens", "flops", "loss", "val_loss", "step", "lr")}
         N = record.get("N")
         curves.append(Curve(path.parent.name, float(N) if N else None, record.get("complete") is True, **columns))
     return curves
