@@ -99,7 +99,7 @@ def architecture(config: ModelConfig) -> Architecture:
     changes = differing(nearest)
     if not changes:
         return nearest
-    kept = {key: getattr(config, key) for key in nearest.requires if key not in changes}
+    kept = {key: getattr(config, key) for key in _QWEN3.requires if key not in changes}  # it requires all there are
     here = _keys({key: getattr(config, key) for key in changes})
     raise NoCounterpart(
         f"no architecture of transformers has {here} together with {_keys(kept)}; "

@@ -90,7 +90,7 @@ def test_transformers_gives_the_same_logits(keys: dict[str, Any], name: str, tmp
     [
         ({"style": "gpt2", "mlp": "swiglu"}, ["mlp=swiglu", "positions=learned"], "mlp=gelu (GPT2LMHeadModel)"),
         ({"style": "gpt2", "qk_norm": True}, ["qk_norm=true"], "qk_norm=false (GPT2LMHeadModel)"),
-        ({"style": "modern", "bias": True}, ["qk_norm=true"], "qk_norm=false (LlamaForCausalLM)"),
+        ({"style": "modern", "bias": True}, ["qk_norm=true", "bias=true"], "qk_norm=false (LlamaForCausalLM)"),
         ({"style": "modern", "norm": "layernorm"}, ["norm=layernorm"], "norm=rmsnorm (Qwen3ForCausalLM)"),
         ({"style": "modern", "positions": "learned", "qk_norm": False}, ["learned"], "rope (LlamaForCausalLM)"),
     ],
