@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from .estimate import Fit, FitError, Loss, fit
 from .laws import Array, Law
 from .table import Table
-from .uncertainty import DRAWS, LEVEL, METHODS, bootstrap, predictive_draws
+from .uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
 
 HOLDOUT = "largest"
 _CONDITION = re.compile(r"\s*(N|D|C)\s*(>=|>)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*")
@@ -169,7 +169,7 @@ def score(fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = 
     predicted = fitted.predict(inputs)
     log = fitted.problem.loss.scale == "log"
     outcomes = predictive_draws(fitted.law, draws, inputs, fitted.residuals, fitted.problem.free, log, seed)
-    low, high = np.quantile(outcomes, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    ends = np.array([interval(column, level) for column in outcomes.T])
     measured = table.columns[fitted.law.response]
     return [
         Scored(
@@ -179,10 +179,10 @@ def score(fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = 
             D=float(table.columns["D"][i]),
             loss=float(measured[i]),
             predicted=float(predicted[i]),
-            low=float(low[i]),
-            high=float(high[i]),
+            low=float(ends[i, 0]),
+            high=float(ends[i, 1]),
             error=float(predicted[i] / measured[i] - 1),
-            covered=bool(low[i] <= measured[i] <= high[i]),
+            covered=bool(ends[i, 0] <= measured[i] <= ends[i, 1]),
         )
         for i in range(len(table))
     ]

@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from scipy.stats import qmc
 
 from .laws import Array, Law
-from .table import Table
+from .table import LEAST, MOST, Table
 
-CHUNK = 128  # problems solved together: their Jacobians stay in the cache
+CHUNK = 30_000  # problems times points solved together: their Jacobians stay in the cache
+DAMPED = 1e7  # a step this much shorter than that of least squares and still no descent: nothing is left to gain
 AGREEMENT = 1e-8  # relative difference of objectives within which two starts found the same optimum
 
 
@@ -162,6 +163,10 @@ def make_problem(
     _check_enough(law, table, int((~fixed).sum()), pinned, used)
     if loss.scale == "log" and y.min() <= 0:
         raise FitError(f"{table.source}: {law.response} must be positive for a loss on the log scale")
+    for name in (*law.variables, law.response):
+        values = np.abs(table.columns[name])
+        if not ((values >= LEAST) & (values <= MOST) | ((values == 0) & (name == law.response))).all():
+            raise FitError(f"{table.source}: the column {name} has values that are not numbers of a plausible size")
     features = law.features(table.columns)
     centre = law.centre(features)
     values = np.array([pinned.get(k, 1.0) for k in law.parameters])
@@ -239,7 +244,7 @@ def fit_problem(problem: Problem, starts: Array) -> Fit:
         raise FitError(f"the law {problem.law.name} could not be fitted: no start gives a finite objective")
     best = int(np.nanargmin(solution.objective))
     # The best start is taken on until the objective no longer changes in double precision.
-    final = minimise(problem, solution.theta[best : best + 1], tolerance=0.0)
+    final = minimise(problem, solution.theta[best : best + 1], tolerance=0.0, iterations=1000)
     theta, objective = final.theta[0], float(final.objective[0])
     agreeing = solution.objective <= objective * (1 + AGREEMENT) + 1e-20
     lower, upper = np.array(problem.law.bounds).T
@@ -284,18 +289,19 @@ def minimise(
     weights: Array | None = None,
     y: Array | None = None,
     tolerance: float = 1e-10,
-    iterations: int = 500,
+    iterations: int = 200,
 ) -> Solution:
     """Minimise from ``starts`` (B, p), each with its own ``weights`` and responses ``y`` where given as (B, n).
 
     Stops when the objective falls by less than ``tolerance`` (relative) three times running.
     """
     B, n = len(starts), problem.x.shape[1]
+    size = max(1, CHUNK // n)
     weights = np.broadcast_to(problem.weights if weights is None else weights, (B, n))
     y = np.broadcast_to(problem.y if y is None else y, (B, n))
     parts = [
-        _minimise(problem, starts[i : i + CHUNK], weights[i : i + CHUNK], y[i : i + CHUNK], tolerance, iterations)
-        for i in range(0, B, CHUNK)
+        _minimise(problem, starts[i : i + size], weights[i : i + size], y[i : i + size], tolerance, iterations)
+        for i in range(0, B, size)
     ]
     return Solution(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
@@ -305,7 +311,8 @@ def _minimise(
 ) -> tuple[Array, Array, Array, NDArray[np.int64]]:
     law, delta, log = problem.law, problem.loss.delta, problem.loss.scale == "log"
     lower, upper = np.array(law.bounds).T
-    target = np.log(y) if log else y
+    with np.errstate(divide="ignore", invalid="ignore"):
+        target = np.log(y) if log else y
 
     def evaluate(theta: Array, rows: NDArray[np.int64]) -> tuple[Array, Array, Array]:
         prediction, J = law.model(theta, problem.x)
@@ -340,7 +347,7 @@ def _minimise(
             theta[better], residual[better], J[better] = moved[better], new_residual[better], new_J[better]
             objective[better] = new_objective[better]
             damping = np.where(better, np.maximum(damping / 4, 1e-10), damping * 5)
-            done = (stalled >= 3) | (damping > 1e10) | (objective == 0) | (iteration == iterations)
+            done = (stalled >= 3) | (damping > DAMPED) | (objective == 0) | (iteration == iterations)
             if done.any():
                 rows = live[done]
                 best[rows], objectives[rows], counts[rows] = theta[done], objective[done], iteration

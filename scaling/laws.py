@@ -83,8 +83,10 @@ class Law:
         values = np.stack(np.broadcast_arrays(*[np.asarray(params[k], dtype=float) for k in self.parameters]), axis=-1)
         features = self.features(columns)
         origin = np.zeros(len(self.variables))
-        theta = self.encode(values.reshape(-1, len(self.parameters)), origin)
-        prediction, _ = self.model(theta, features.reshape(len(self.variables), -1))
+        # A draw at a bound may have a scale of 0 or infinity; its prediction is then a limit or not a number.
+        with np.errstate(all="ignore"):
+            theta = self.encode(values.reshape(-1, len(self.parameters)), origin)
+            prediction, _ = self.model(theta, features.reshape(len(self.variables), -1))
         if values.ndim == 1:
             return prediction[0].reshape(features.shape[1:])
         return prediction

@@ -79,7 +79,7 @@ def coverage(
 ) -> Coverage:
     """Draw ``studies`` tables from ``law`` at ``truth``, fit ``fitted_law`` to each, count what its intervals hold.
 
-    Parameters are counted only where the law fitted is the law drawn from. The fit starts from a quarter of the
+    Parameters are counted only where the law fitted is the law drawn from. The fit starts from a twelfth of the
     default grid. Without noise a bias of the extrapolation (relative, mean over studies) is that of the law itself.
     """
     model = fitted_law or law
@@ -100,7 +100,7 @@ def coverage(
         measured = target * np.exp(design.sigma * rng.standard_normal())
         try:
             problem = make_problem(model, table, loss)
-            fitted = fit_problem(problem, starting_points(problem)[study % 4 :: 4])
+            fitted = fit_problem(problem, starting_points(problem)[study % 12 :: 12])
         except FitError:
             failed += 1
             continue

@@ -25,6 +25,7 @@ REQUIRED = ("N", "D", "loss")
 # Columns that some law, weight or switch reads; other columns of a table are ignored.
 OPTIONAL = ("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed")
 MAY_BE_ZERO = ("weight", "score", "warmup", "seed", "stderr", "N_head")
+LEAST, MOST = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
 # Field of a training record -> column. `flops` is exact: attention and head included, embedding look-up not.
 RECORD_FIELDS = {
     "N": "N",
@@ -215,6 +216,8 @@ def _problem(name: str, value: object) -> str | None:
         return f"{value!r} is not a finite number"
     if number < 0 or (number == 0 and name not in MAY_BE_ZERO):
         return f"{value!r} is not positive"
+    if number and not LEAST <= number <= MOST:
+        return f"{value!r} is beyond any plausible value"
     return None
 
 

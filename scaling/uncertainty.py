@@ -17,6 +17,7 @@ from .laws import Array, Law
 
 METHODS = ("wild", "pairs")
 DRAWS = 2000
+HUGE = 1e300
 LEVEL = 0.9
 
 
@@ -38,7 +39,9 @@ class Bootstrap:
 
 def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
     """Equal-tailed percentile interval of draws (draws,) or (draws, 1)."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    # Quantiles interpolate between draws, which infinities would turn into not-a-number.
+    finite = np.clip(np.nan_to_num(values, nan=np.inf), -HUGE, HUGE)
+    low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -107,8 +110,9 @@ def wild_noise(fit: Fit, cluster: NDArray[np.int64], draws: int, rng: np.random.
     weights = fit.problem.weights
     unit = np.sqrt(np.where(weights > 0, weights, 1.0))
     residuals = corrected_residuals(fit, cluster) * unit
-    # Outliers stay in the wild half; they must not set the scale of the normal half.
-    limit = OUTLYING * np.median(np.abs(residuals))
+    # Outliers stay in the wild half; they must not set the scale of the normal half. The p residuals nearest zero are
+    # those that the fit passes through and say nothing about the noise.
+    limit = OUTLYING * np.median(np.sort(np.abs(residuals))[fit.problem.free :])
     scale = np.sqrt((np.minimum(np.abs(residuals), limit) ** 2).mean())
     signs = rng.choice([-1.0, 1.0], size=(draws, clusters))[:, cluster]
     normal = rng.standard_normal((draws, clusters))[:, cluster]
@@ -133,7 +137,7 @@ def corrected_residuals(fit: Fit, cluster: NDArray[np.int64]) -> Array:
 
 # A direction in which a cluster keeps less than this share of its noise is not inflated further.
 LEAST_FREEDOM = 0.1
-# Residuals count up to this many medians of their size: four standard deviations of normal noise.
+# Residuals count up to this many medians of their size, four standard deviations of normal noise.
 OUTLYING = 6.0
 
 
@@ -147,7 +151,8 @@ def _groups(cluster: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 def _with_noise(fit: Fit, noise: Array) -> Array:
     """Responses (draws, n): the fitted ones with ``noise`` on the scale of the residuals."""
     prediction = fit.law.model(fit.theta[None], fit.problem.x)[0]
-    return np.asarray(prediction * np.exp(noise) if fit.problem.loss.scale == "log" else prediction + noise)
+    with np.errstate(over="ignore"):
+        return np.asarray(prediction * np.exp(noise) if fit.problem.loss.scale == "log" else prediction + noise)
 
 
 @dataclass(frozen=True)
@@ -192,49 +197,37 @@ def profile(
     y = _with_noise(fit, wild_noise(fit, cluster, draws, np.random.default_rng(seed)))
     start = np.repeat(fit.theta[None], draws, axis=0)
     held = replace(problem, fixed=fixed, pinned=fit.theta)
-    fall = (
-        minimise(held, start, y=y, tolerance=1e-7).objective - minimise(problem, start, y=y, tolerance=1e-7).objective
-    )
-    threshold = fit.certificate.objective + float(np.quantile(np.maximum(fall, 0), level))
+    freed, bound = (minimise(p, start, y=y, tolerance=1e-7).objective for p in (problem, held))
+    with np.errstate(invalid="ignore"):  # a draw whose noise overflows has no objective
+        fall = np.nan_to_num(np.maximum(bound, freed) - freed)
+    threshold = fit.certificate.objective + float(np.quantile(fall, level))
     lower, upper = law.bounds[i]
 
     def least(values: Array) -> Array:
-        """Objective with the parameter held at each of ``values``, from the optimum and from a grid's best."""
+        """Objective with the parameter held at each of ``values``."""
         starts = np.repeat(fit.theta[None], len(values), axis=0)
         starts[:, i] = values
-        return np.array(
-            [minimise(replace(problem, fixed=fixed, pinned=s), s[None], tolerance=1e-9).objective[0] for s in starts]
-        )
+        return minimise(held, starts, tolerance=1e-9).objective
 
-    ends = [_crossing(least, float(fit.theta[i]), bound, threshold) for bound in (lower, upper)]
-    reach = max(ends[1] - fit.theta[i], fit.theta[i] - ends[0], 1e-6)
-    values = np.linspace(max(lower, fit.theta[i] - 1.5 * reach), min(upper, fit.theta[i] + 1.5 * reach), points)
+    best = float(fit.theta[i])
+    ends = [_crossing(least, best, bound, threshold) for bound in (lower, upper)]
+    reach = max(ends[1] - best, best - ends[0], 1e-6)
+    values = np.linspace(max(lower, best - 1.5 * reach), min(upper, best + 1.5 * reach), points)
     return Profile(parameter, values, least(values), threshold, ends[0], ends[1], level)
 
 
 def _crossing(least: Callable[[Array], Array], best: float, bound: float, threshold: float) -> float:
     """Where the profile leaves the region below ``threshold`` between ``best`` and ``bound``; ``bound`` if nowhere."""
-    direction = 1.0 if bound > best else -1.0
-    step = 0.01 * max(abs(best), 1e-3)
-    inside, outside = best, best
-    for _ in range(40):
-        outside = best + direction * step
-        if direction * (outside - bound) >= 0:
-            outside = bound
-        if least(np.array([outside]))[0] > threshold:
-            break
-        if outside == bound:
+    furthest = min(abs(bound - best), 100 * max(abs(best), 1.0))
+    distances = np.concatenate([[0.0], np.geomspace(1e-4, 1.0, 33) * furthest])
+    for _ in range(3):
+        outside = least(best + np.sign(bound - best) * distances) > threshold
+        outside[0] = False
+        if not outside.any():
             return bound
-        inside, step = outside, 2 * step
-    for _ in range(30):
-        middle = 0.5 * (inside + outside)
-        if least(np.array([middle]))[0] > threshold:
-            outside = middle
-        else:
-            inside = middle
-        if abs(outside - inside) <= 1e-6 * max(abs(best), 1e-3):
-            break
-    return 0.5 * (inside + outside)
+        first = int(outside.argmax())
+        distances = np.linspace(distances[first - 1], distances[first], 33)
+    return float(best + np.sign(bound - best) * distances[16])
 
 
 def residual_sigma(residuals: Array, free: int) -> float:
@@ -260,4 +253,5 @@ def predictive_draws(
     rng = np.random.default_rng(seed + 1)
     n = len(residuals)
     noise = rng.choice(residuals, size=mean.shape) * np.sqrt(n / max(n - free, 1))
-    return np.asarray(mean * np.exp(noise) if log else mean + noise)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.asarray(mean * np.exp(noise) if log else mean + noise)

@@ -63,6 +63,12 @@ def left_out() -> Table:
     return Table(points.columns, points.run, points.rows, [Excluded("x", "tainted")], "", "t")
 
 
+def size_alone() -> Table:
+    """Losses that do not depend on D at all."""
+    noise = 0.005 * np.random.default_rng(0).standard_normal(20)
+    return table({**grid(), "loss": (8.8e13 / grid()["N"]) ** 0.076 * np.exp(noise)})
+
+
 LADDER = np.geomspace(1e7, 1e9, 8)
 CASES = {
     "too_few_sizes": lambda: noisy(grid(np.array([1e7, 2e7, 4e7]), np.array([5.0, 20, 80, 320]))),
@@ -75,7 +81,7 @@ CASES = {
     "excluded_rows": left_out,
     "outliers": with_outlier,
     "misfit": replicated,
-    "at_bound": lambda: noisy(grid(), sigma=0.03, E=0.0),
+    "at_bound": size_alone,
     "ill_conditioned": lambda: noisy({"N": LADDER, "D": 20 * LADDER}),
 }
 

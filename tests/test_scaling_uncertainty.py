@@ -65,5 +65,5 @@ def test_the_seed_decides_the_draws():
     first, again, other = (bootstrap(fitted, points.run, draws=50, seed=s).params["E"] for s in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
-    with pytest.raises(FitError, match="not one of pairs"):
+    with pytest.raises(FitError, match="not one of wild"):
         bootstrap(fitted, points.run, "jackknife")
