@@ -12,7 +12,8 @@ import torch.distributed as dist
 from train.files import sha256, sync_directory, write_json
 from train.topology import Topology
 
-_TAG = "state"
+TAG = "state"
+"""Directory of DeepSpeed's files inside a checkpoint."""
 _MANIFEST = "manifest.json"
 
 
@@ -33,7 +34,7 @@ def save(engine: Any, run_dir: Path, step: int, keep: int, topology: Topology) -
         folder.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
     dist.barrier()
-    engine.save_checkpoint(str(partial), tag=_TAG, client_state={"step": step}, save_latest=False)
+    engine.save_checkpoint(str(partial), tag=TAG, client_state={"step": step}, save_latest=False)
     dist.barrier()
     if topology.is_main:
         files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -44,7 +45,7 @@ def save(engine: Any, run_dir: Path, step: int, keep: int, topology: Topology) -
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         sync_directory(folder)
-        for old in _newest_first(folder)[keep:]:
+        for old in newest_first(folder)[keep:]:
             shutil.rmtree(old)
     dist.barrier()
 
@@ -66,7 +67,7 @@ def resume(engine: Any, run_dir: Path, topology: Topology) -> int:
         raise CheckpointError(error)
     if path is None:
         return 0
-    loaded, state = engine.load_checkpoint(path, tag=_TAG)
+    loaded, state = engine.load_checkpoint(path, tag=TAG)
     if loaded is None or state["step"] != step:
         raise CheckpointError(f"{path}: DeepSpeed could not load it; delete it to fall back to the one before")
     return step
@@ -74,11 +75,11 @@ def resume(engine: Any, run_dir: Path, topology: Topology) -> int:
 
 def _choose(folder: Path, world_size: int) -> tuple[int, str | None, str | None]:
     """Return (step, path, None) of the checkpoint to load, (0, None, None) for none, or (0, None, error)."""
-    candidates = _newest_first(folder)
+    candidates = newest_first(folder)
     for path in candidates:
-        damage = _damage(path)
-        if damage:
-            print(f"{path}: damaged ({damage}); trying the one before", file=sys.stderr, flush=True)
+        fault = damage(path)
+        if fault:
+            print(f"{path}: damaged ({fault}); trying the one before", file=sys.stderr, flush=True)
             continue
         manifest = json.loads((path / _MANIFEST).read_text())
         if manifest["world_size"] != world_size:
@@ -96,11 +97,12 @@ def _choose(folder: Path, world_size: int) -> tuple[int, str | None, str | None]
     return 0, None, None
 
 
-def _newest_first(folder: Path) -> list[Path]:
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, whole or damaged."""
     return sorted(folder.glob("step-*"), reverse=True)
 
 
-def _damage(path: Path) -> str | None:
+def damage(path: Path) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
     try:
         expected = json.loads((path / _MANIFEST).read_text())["sha256"]

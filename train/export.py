@@ -68,7 +68,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         raise ExportError(f"{out}: exists already; delete it or choose another --out")
     run = load_run(run_dir / "config.yaml")
     folder, done = _find(run_dir / "checkpoints", step)
-    weights = consolidate(folder / "state", run.model)
+    weights = consolidate(folder / checkpoint.TAG, run.model)
 
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
@@ -112,7 +112,7 @@ def _write_huggingface(
 
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     """Return the checkpoint to export, verified, and its step."""
-    named = ((path.name.removeprefix("step-"), path) for path in checkpoint._newest_first(folder))
+    named = ((path.name.removeprefix("step-"), path) for path in checkpoint.newest_first(folder))
     there = {int(number): path for number, path in named if number.isdigit()}
     if not there:
         raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
@@ -120,7 +120,7 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
         steps = ", ".join(str(s) for s in sorted(there))
         raise CheckpointError(f"{folder}: there is no checkpoint of step {step}; there are those of {steps}")
     for done, path in there.items() if step is None else [(step, there[step])]:
-        damage = checkpoint._damage(path)
+        damage = checkpoint.damage(path)
         if damage is None:
             return path, done
         print(f"{path}: damaged ({damage})", file=sys.stderr, flush=True)
