@@ -175,7 +175,7 @@ def tornado(law: Mapping[str, Any]) -> Figure:
                 least, median, largest = ends
                 colour = INK if row == "all together" else LAW
                 axis.plot([least, largest], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
-                axis.plot(median, y, "|", color="white", ms=9, mew=1.6)
+                axis.plot(median, y, "o", color=colour, ms=6, mec="white", mew=1.0)
             if name in law["params"]:
                 axis.axvline(law["params"][name], color=HELD_OUT, lw=1.2)
             axis.set_xlabel("predicted loss" if name == "prediction" else symbol(name))

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .laws import LAWS
-from .plots import HELD_OUT, INK, LAW, MUTED, SECOND, Scale, figure, log_axis, span
+from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
 from .text import count, symbol
 from .traces import Curve, binned
 from .view import View
@@ -84,7 +84,7 @@ def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
         for axis, x, other in ((axes[0], "N", "D"), (axes[1], "D", "N")):
             _points(axis, view, x, scales[other])
             grid = np.geomspace(*span(view.table.columns[x], 0.12), 120)
-            if view.is_surface:
+            if view.has_slices:
                 for value in scales[other].shown():
                     fixed = np.full_like(grid, value)
                     band = view.at(grid, fixed) if x == "N" else view.at(fixed, grid)
@@ -134,6 +134,24 @@ def compute(view: View, scale: Scale) -> Figure:
         log_axis(axis.xaxis, "C")
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="upper right")
+        scale.key(drawn, [axis])
+    return drawn
+
+
+def response(view: View, scale: Scale) -> Figure:
+    """What a law predicts from one variable that is neither N, D nor C: the score of a task from the loss."""
+    (variable,) = view.declared.variables
+    columns = view.table.columns
+    with figure(4.2) as (drawn, (axis,)):
+        axis.scatter(
+            columns[variable], columns[view.declared.response], s=24, c=scale(columns["N"]), ec="white", lw=0.5
+        )
+        x = np.linspace(0.95 * columns[variable].min(), 1.05 * columns[variable].max(), 200)
+        band = view.band({variable: x})
+        axis.fill_between(x, band.low, band.high, color=LAW, alpha=0.2, lw=0)
+        axis.plot(x, band.middle, color=LAW, lw=2)
+        axis.set_xlabel(LABELS.get(variable, variable))
+        axis.set_ylabel(view.unit)
         scale.key(drawn, [axis])
     return drawn
 

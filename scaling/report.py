@@ -72,13 +72,13 @@ def _summary(source: Source) -> list[str]:
     rows = some(len(table), "measurement")
     runs = some(len(set(table.run)), "training run")
     said = [
-        f"{law.get('formula', law['law'])} was fitted to {rows} of the loss of {runs}: models of "
-        f"{_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
+        f"{law.get('formula', law['law'])} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
+        f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
         f"{_range(columns['C'], flops)} FLOPs.",
         *_verdict(source),
         *_coefficients_in_words(source),
     ]
-    if source.view.is_surface and {"alpha", "beta"} <= law["params"].keys():
+    if source.view.declared.name == "chinchilla":
         a, b = exponents(law["params"])
         said.append(
             f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "

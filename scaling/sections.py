@@ -89,6 +89,11 @@ def _companion_row(fit: Mapping[str, Any]) -> list[str]:
 
 
 def _law_section(source: Source) -> Section:
+    view = source.view
+    if not view.is_loss:
+        caption = f"Dots are measurements, the line is the fitted law, the band its {source.level} interval."
+        drawn = plots_law.response(view, source.scales["N"])
+        return Section("law", "The law and its data", [], picture("law", "The law", caption, drawn))
     caption = (
         "Dots are measurements. Coloured lines are the fitted law with the other variable held at the value of that "
         f"colour, and the bands its {source.level} intervals. "
@@ -133,10 +138,10 @@ def _holdout(source: Source) -> Section | None:
     grid = Grid(
         ("run", "#N", "#D", "#measured", "#predicted", f"#{source.level} interval", "#error", "inside"),
         [_holdout_row(r) for r in rows],
-        "Losses in nats per token.",
+        f"Measured and predicted: {source.view.unit}.",
         f"All {len(rows)} held-out measurements" if len(rows) > 30 else "",
     )
-    drawn = plots_checks.holdout(rows, source.view.level)
+    drawn = plots_checks.holdout(rows, source.view.level, source.view.unit)
     return Section(
         "holdout", "Held-out prediction", text, picture("holdout", "Predicted and measured", caption, drawn), [grid]
     )
@@ -179,7 +184,8 @@ def _allocation(source: Source) -> Section | None:
         return None
     C = view.table.columns["C"]
     top = float(C.max())
-    budgets = np.geomspace(float(C.min()), 1000 * top, 61)
+    marked = top * np.array([1.0, 10.0, 100.0, 1000.0])
+    budgets = np.unique(np.concatenate([np.geomspace(float(C.min()), marked[-1], 60), marked]))
     approaches = allocate(view, budgets, _traces(source))
     law = next(a for a in approaches if a.name == "parametric")
     text = [
@@ -187,7 +193,7 @@ def _allocation(source: Source) -> Section | None:
         "section 3). "
         f"C is {_c_words(source)}."
     ]
-    if {"alpha", "beta"} <= source.law["params"].keys():
+    if view.declared.name == "chinchilla":
         a, b = exponents(source.law["params"])
         text.append(
             f"With C = 6ND the fitted law gives N_opt ∝ C^a with a = β/(α+β) = {float(a):.3f}{_spread(view, 0)} and "
@@ -213,8 +219,8 @@ def _allocation(source: Source) -> Section | None:
     ways = [_approach_row(a, view, top) for a in approaches]
     head = ("approach", "#exponent a", f"#{source.level} interval", f"#best N at {flops(top)}", "#best D", "remarks")
     rows = []
-    for factor in (1, 10, 100, 1000):
-        at = int(np.abs(np.log(budgets / (factor * top))).argmin())
+    for factor, budget in zip((1, 10, 100, 1000), marked, strict=True):
+        at = int(np.abs(budgets - budget).argmin())
         N, low, high = law.N[at], law.low[at], law.high[at]
         D, D_low, D_high = (budgets[at] / view.flops_per_token(n) for n in (N, high, low))
         cells = [f"{count(N)} ({count(low)} to {count(high)})", f"{count(D)} ({count(D_low)} to {count(D_high)})"]
@@ -340,6 +346,7 @@ def _runs(source: Source) -> Section:
     table, columns = view.table, view.table.columns
     needed = set(view.declared.variables) <= columns.keys()
     fitted = view.declared.evaluate(source.law["params"], columns) if needed else np.full(len(table), np.nan)
+    measured = columns[view.declared.response]
     order = np.lexsort((columns["D"], columns["N"]))[:MOST_ROWS]
     rows = [
         [
@@ -348,15 +355,24 @@ def _runs(source: Source) -> Section:
             count(columns["D"][i]),
             flops(columns["C"][i]),
             f"{columns['D'][i] / columns['N'][i]:.3g}",
-            f"{columns['loss'][i]:.4f}",
+            f"{measured[i]:.4f}",
             f"{fitted[i]:.4f}",
-            percent(columns["loss"][i] / fitted[i] - 1),
+            percent(measured[i] / fitted[i] - 1),
         ]
         for i in order
     ]
     cut = f"The first {MOST_ROWS} of {len(table)} rows." if len(table) > MOST_ROWS else ""
-    head = ("run", "#N", "#D", "#C (FLOPs)", "#tokens per parameter", "#loss", "#fitted", "#residual")
-    note = f"Losses in nats per token. {cut}".strip()
+    head = (
+        "run",
+        "#N",
+        "#D",
+        "#C (FLOPs)",
+        "#tokens per parameter",
+        f"#{view.declared.response}",
+        "#fitted",
+        "#residual",
+    )
+    note = f"Measured and fitted: {view.unit}. {cut}".strip()
     folded = f"All {len(table)} rows" if len(table) > 40 else ""
     return Section("runs", "Every measurement", [], [], [Grid(head, rows, note, folded)])
 

@@ -86,7 +86,7 @@ def sensitivity(source: Source) -> Section | None:
     if failed:
         text.append(f"{some(failed, 'combination')} could not be fitted.")
     caption = (
-        "Each bar runs from the least to the largest value when only that choice changes, the white tick is the "
+        "Each bar runs from the least to the largest value when only that choice changes, the dot is the "
         "median, and the orange line the fit reported here. The bottom bar changes all choices together. A conclusion "
         "that a bar crosses depends on the choice."
     )

@@ -47,7 +47,23 @@ class View:
     def is_surface(self) -> bool:
         """Whether the law is a loss over N and D, so that slices and a best allocation exist."""
         variables = set(self.declared.variables)
-        return {"N", "D"} <= variables <= {"N", "D", "U"} and self.declared.response == "loss"
+        return {"N", "D"} <= variables <= {"N", "D", "U"} and self.is_loss
+
+    @property
+    def has_slices(self) -> bool:
+        """Whether the law can be drawn against N and D; steps are then those of the table's batch."""
+        variables = set(self.declared.variables)
+        return "N" in variables and variables <= {"N", "D", "U", "S"} and len(variables) > 1 and self.is_loss
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the law predicts a loss, not the score of a task."""
+        return self.declared.response == "loss"
+
+    @property
+    def unit(self) -> str:
+        """What the law predicts, with its unit."""
+        return "loss (nats per token)" if self.is_loss else self.declared.response
 
     @cached_property
     def thinned(self) -> dict[str, Array]:
@@ -71,8 +87,11 @@ class View:
         return Band(middle, *self.bounds(self.declared.evaluate(self.thinned, columns)))
 
     def at(self, N: Array, D: Array) -> Band:
-        """The law at N parameters and D tokens, none of them repeated."""
-        return self.band({"N": N, "D": D, "U": D})
+        """The law at N parameters and D tokens, none of them repeated, in steps of the table's usual batch."""
+        columns = {"N": N, "D": D, "U": D}
+        if "S" in self.table.columns:
+            columns["S"] = D * float(np.median(self.table.columns["S"] / self.table.columns["D"]))
+        return self.band(columns)
 
     @cached_property
     def _cost(self) -> tuple[Array, PchipInterpolator]:

@@ -35,7 +35,6 @@ from scaling.forecast import ForecastError, forecast
 from scaling.laws import Array
 from scaling.planning import Best, Candidates, Design, PlanError, best_for, design, grid, sensible
 from scaling.sweepfile import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
-from scaling.table import TableError, read_table
 from scaling.text import count, flops, significant
 
 
@@ -103,12 +102,11 @@ def pick(runs: Candidates, which: NDArray[Any]) -> Candidates:
 
 
 def allowed(law: Mapping[str, Any], possible: Candidates) -> NDArray[np.bool_]:
-    """Which candidates are new and not too far from the fitted table; all where the table is not there any more."""
-    try:
-        table = read_table(law.get("source", ""))
-    except (TableError, OSError):
+    """Which candidates are new and not too far from the fitted points; all where the law does not list those."""
+    points = law.get("points", {})
+    if not {"N", "D"} <= points.keys():
         return np.ones(len(possible), dtype=bool)
-    return sensible(possible, table.columns["N"], table.columns["D"])
+    return sensible(possible, np.array(points["N"]), np.array(points["D"]))
 
 
 def as_dict(best: Best | None, loss: Mapping[str, float] | None, proposal: Proposal | None) -> dict[str, Any]:
