@@ -103,10 +103,10 @@ def wild_noise(fit: Fit, cluster: NDArray[np.int64], draws: int, rng: np.random.
       residuals pile up at zero, where the absolute loss reads its precision: half of the variance comes from a normal
       draw per cluster at the pooled scale, which smooths the pile away (Silverman and Young 1987,
       doi:10.1093/biomet/74.3.469) and keeps half of any difference of noise between sizes;
-    - the scale itself is uncertain: each draw divides it by a chi with clusters - p degrees of freedom, as in a
-      t interval.
+    - the scale itself is uncertain: each draw divides it by a chi with clusters x (1 - p/n) degrees of freedom, as in
+      a t interval (n - p where every row is a run).
     """
-    clusters = int(cluster.max()) + 1
+    clusters, n = int(cluster.max()) + 1, len(cluster)
     weights = fit.problem.weights
     unit = np.sqrt(np.where(weights > 0, weights, 1.0))
     residuals = corrected_residuals(fit, cluster) * unit
@@ -116,7 +116,7 @@ def wild_noise(fit: Fit, cluster: NDArray[np.int64], draws: int, rng: np.random.
     scale = np.sqrt((np.minimum(np.abs(residuals), limit) ** 2).mean())
     signs = rng.choice([-1.0, 1.0], size=(draws, clusters))[:, cluster]
     normal = rng.standard_normal((draws, clusters))[:, cluster]
-    freedom = max(clusters - fit.problem.free, 2)
+    freedom = max(clusters * (1 - fit.problem.free / n), 2)
     inflation = np.sqrt(freedom / rng.chisquare(freedom, size=(draws, 1)))
     return np.asarray(inflation * (signs * residuals + scale * normal) / (np.sqrt(2.0) * unit))
 
