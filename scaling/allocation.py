@@ -238,10 +238,10 @@ def envelope(
     grid = np.geomspace(min(t.C[0] for t in traces), max(t.C[-1] for t in traces), GRID)
     losses = np.stack([_along(t, grid) for t in traces])
     C, N = _lowest(grid, sizes, losses)
-    if len(np.unique(N)) < 2:
+    if len(np.unique(N)) < 3:
         return refuse(
-            "at too few budgets the best size has both smaller and larger ones to compare with; the curves of "
-            "neighbouring sizes must overlap in compute"
+            f"only {len(np.unique(N))} sizes are best at budgets where smaller and larger ones were measured too; it "
+            "needs 3, so the curves of neighbouring sizes must overlap in compute"
         )
     rng = np.random.default_rng(seed)
     picks = rng.integers(len(traces), size=(DRAWS, len(traces)))

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
+
 from . import plots_checks, plots_curves
 from .curves import UNITS, CurveError, LossCurve, fit_curves, make_curve, score
 from .page import Grid, Section, Source, picture, some
 from .text import count, flops, formula, percent, quantity, significant, symbol
-from .traces import read_curves
+from .traces import read_curves, smoothed
 
 SHOWN_SETTINGS = 400  # rows of the sensitivity table
+SMOOTHED = 50  # parts of a run over which its training loss is averaged for a law of whole curves
 CURVE_POINTS = 60  # logged steps that a law of whole curves needs, over the curves it is fitted to
 
 
@@ -191,8 +194,8 @@ def whole_curves(source: Source) -> Section | None:
         f"{result.last:+.4f} at its end."
     ]
     caption = (
-        "Dots are logged training losses, which are noisy; the blue curves were fitted, the orange one was predicted "
-        "from its learning rates alone. The grey shapes are the learning rates."
+        f"Dots are training losses, averaged over a {SMOOTHED}th of the run because single batches are noisy. The blue "
+        "curves were fitted, the orange one was predicted from its learning rates alone, which the grey shapes show."
     )
     rows = [[formula(symbol(k)), significant(v), UNITS[k]] for k, v in law.params.items()]
     pictures = picture(
@@ -209,7 +212,10 @@ def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCur
     for trace in read_curves(source.runs_dir):
         if trace.complete and trace.N:
             try:
-                sizes.setdefault(trace.N, []).append(make_curve(trace.name, trace.step, trace.lr, trace.loss))
+                kept = np.isfinite(trace.loss)
+                loss = smoothed(trace.loss[kept], max(1, int(kept.sum()) // SMOOTHED))
+                curve = make_curve(trace.name, trace.step[kept], trace.lr[kept], loss)
+                sizes.setdefault(trace.N, []).append(curve)
             except CurveError:
                 continue
     best = None

@@ -11,7 +11,7 @@ import numpy as np
 
 from .laws import Array
 
-BINS = 120  # points of a training curve
+BINS = 60  # points of a training curve
 
 
 @dataclass(frozen=True)
@@ -75,3 +75,12 @@ def binned(x: Array, y: Array, bins: int = BINS) -> tuple[Array, Array]:
     used = size > 0
     means = [np.bincount(index, v, minlength=bins)[used] / size[used] for v in (np.log(x), y)]
     return np.exp(means[0]), means[1]
+
+
+def smoothed(values: Array, width: int) -> Array:
+    """Running means over ``width`` neighbours, fewer at the ends; a width of one changes nothing."""
+    half = width // 2
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    at = np.arange(len(values))
+    reach = np.minimum(half, np.minimum(at, len(values) - 1 - at))
+    return np.asarray((total[at + reach + 1] - total[at - reach]) / (2 * reach + 1))
