@@ -193,7 +193,8 @@ class CurveLaw:
     """A fitted multi-power law; ``params`` in the units of the paper.
 
     ``objective`` is the sum of log-Huber. Of ``starts`` starting points the best ``finalists`` were followed to the
-    end; ``finalists_agreeing`` reached the best objective to a thousandth.
+    end; ``finalists_agreeing`` reached the best objective to a thousandth. ``boundary`` names the parameters that ran
+    into the limit of their range: the curves do not determine them.
     """
 
     params: dict[str, float]
@@ -202,6 +203,7 @@ class CurveLaw:
     finalists: int
     finalists_agreeing: int
     fitted_to: tuple[str, ...]
+    boundary: tuple[str, ...] = ()
 
     def predict(self, curve: LossCurve) -> Array:
         """Loss (points,) from the end of warm-up on; of ``curve`` only steps and learning rates are used."""
@@ -256,7 +258,14 @@ def fit_curves(curves: Sequence[LossCurve]) -> CurveLaw:
         FINALISTS,
         int(agreeing),
         tuple(c.name for c in curves),
+        tuple(k for k, hit in zip(PARAMETERS, _at_bound(best.x), strict=True) if hit),
     )
+
+
+def _at_bound(theta: Array) -> Array:
+    """Which coordinates lie within a hundredth of the limits of their range."""
+    room = 0.01 * np.where(np.isfinite(_UPPER), _UPPER - _LOWER, 1.0)
+    return np.asarray((theta < _LOWER + room) | (theta > _UPPER - room))
 
 
 @dataclass(frozen=True)

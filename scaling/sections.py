@@ -99,6 +99,8 @@ def _law_section(source: Source) -> Section:
         f"colour, and the bands its {source.level} intervals. "
         "The dashed line is Kaplan's law in one variable, fitted to the ringed dots, which nothing at their left beats."
     )
+    if "U" in view.declared.variables:
+        caption += " The lines are for tokens that are never repeated; dots of repeated data lie above them."
     compute = (
         "Dots are measurements, and each thin line is one model size trained longer and longer. "
         "The thick line is the least loss that the law allows at a budget, over all sizes. "
@@ -128,7 +130,7 @@ def _holdout(source: Source) -> Section | None:
     rule = f" (rule: {rule})" if rule else ""
     text = [
         f"These measurements{rule} were left out, the law was fitted{kept}, and only then were they compared with its "
-        "predictions. The coefficients above are of a fit to all rows."
+        "predictions. The coefficients on this page are of a fit to all rows."
     ]
     caption = (
         "Left: on the line, prediction equals measurement. Right: the relative error of each prediction; a bar that "

@@ -191,8 +191,11 @@ def whole_curves(source: Source) -> Section | None:
         f"A law of the whole loss curve, which knows the learning rate (multi-power law, Luo et al. 2025, "
         f"arXiv:2503.12811, equations 2 to 4), was fitted to {some(len(fitted), 'run')} of N = {count(size)} and "
         f"predicted the longest, {unseen.name}: R² = {result.r2:.4f}, mean error {result.mae:.4f} nats per token, "
-        f"{result.last:+.4f} at its end."
+        f"predicted minus measured {result.last:+.4f} at its end.".replace("-0.", "−0.")
     ]
+    if law.boundary:
+        names = ", ".join(symbol(k) for k in law.boundary)
+        text.append(f"At the limit of their range, so not determined by these curves: {names}.")
     caption = (
         f"Dots are training losses, averaged over a {SMOOTHED}th of the run because single batches are noisy. The blue "
         "curves were fitted, the orange one was predicted from its learning rates alone, which the grey shapes show."
@@ -205,7 +208,7 @@ def whole_curves(source: Source) -> Section | None:
 
 
 def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCurve] | None:
-    """The size with the most logged steps in its shorter runs, those runs, and its longest run."""
+    """The largest size with runs of different lengths: N, its shorter runs, and its longest one."""
     if source.runs_dir is None:
         return None
     sizes: dict[float, list[LossCurve]] = {}
@@ -224,6 +227,6 @@ def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCur
         fitted, unseen = ordered[:-1], ordered[-1]
         points = sum(len(c.step) - c.first for c in fitted)
         differs = fitted and unseen.step[-1] > 1.2 * fitted[-1].step[-1]
-        if differs and points >= CURVE_POINTS and (best is None or points > best[0]):
-            best = (points, N, fitted, unseen)
-    return None if best is None else (best[1], best[2], best[3])
+        if differs and points >= CURVE_POINTS and (best is None or best[0] < N):
+            best = (N, fitted, unseen)
+    return best

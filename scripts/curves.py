@@ -49,6 +49,9 @@ def show(law: CurveLaw, scores: list[Score], console: Console) -> None:
     console.print(
         f"log-Huber objective {law.objective:.6g}; {law.finalists_agreeing} of {law.finalists} searches agree"
     )
+    if law.boundary:
+        names = ", ".join(symbol(k) for k in law.boundary)
+        console.print(f"[yellow]at the limit of their range, so not determined by these curves[/yellow]: {names}")
     grid = Grid("curve", "", "points", "R²", "mean error", "largest error", "error at the end")
     for s in scores:
         errors = (f"{s.mae:.4f}", f"{s.worst:.4f}", f"{s.last:+.4f}")
@@ -69,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
     scores = [score(law, curve) for curve in (*fitted, *others)]
     answer: dict[str, Any] = {"law": "multi-power", "paper": "Luo et al. 2025, arXiv:2503.12811", "params": law.params}
     answer |= {"objective": law.objective, "finalists": law.finalists, "finalists_agreeing": law.finalists_agreeing}
+    answer["boundary"] = law.boundary
     answer["curves"] = [asdict(s) for s in scores]
     console = Console(width=None if sys.stdout.isatty() else 120)
     if args.json:
