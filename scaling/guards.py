@@ -164,7 +164,7 @@ def unconverged(fit: Fit) -> Warned | None:
     doubts = []
     if c.gradient_norm > 1e-6 * max(1.0, fit.problem.weights.sum() * min(fit.problem.loss.delta, 1.0) * 1e3):
         doubts.append(f"the gradient norm is {c.gradient_norm:.2g}")
-    if c.starts_agreeing < max(2, c.starts // 10):
+    if c.starts_agreeing < c.starts / 2:
         doubts.append(f"only {c.starts_agreeing} of {c.starts} starts agree")
     if c.distance_from_start < 1e-6:
         doubts.append("the optimum is its own starting point")

@@ -1,110 +1,15 @@
-"""The laws: each one a small declaration of its formula, gradient, bounds, starts and source.
+"""The laws themselves: Chinchilla and its variants, Kaplan's, repeated data, and loss to task score.
 
-A law is fitted in *coordinates*, not in its published parameters. ``A`` and ``alpha`` of ``A / N^alpha`` are almost
-collinear when N is far from 1, which is where published fits have stopped early. With ``N0`` the geometric mean of
-the fitted N, the amplitude ``a = log(A / N0^alpha)`` is the (log) loss that the term contributes in the middle of the
-data, nearly orthogonal to ``alpha``. ``encode`` and ``decode`` go between the two; coordinate i belongs to parameter
-i. One implementation of each formula serves fitting (with its gradient) and prediction.
-
-Shapes: B candidate parameter sets, p parameters, v variables, n points. ``theta`` is (B, p), ``x`` is (v, n) and holds
-the centred natural logarithms of the variables (or the variables themselves where ``logarithmic`` is false).
+See scaling/law.py for what the fields and the shapes mean.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-
 import numpy as np
-from numpy.typing import NDArray
 
-Array = NDArray[np.float64]
+from .law import AMPLITUDE, EXPONENT, LAWS, NONNEGATIVE, Array, Law, add, law_named
 
-# An exponent below this is a constant, above it a cliff; an amplitude of e^-30 nats is zero and e^30 is not a loss.
-EXPONENT = (1e-4, 5.0)
-AMPLITUDE = (-30.0, 30.0)
-NONNEGATIVE = (0.0, np.inf)
-
-
-@dataclass(frozen=True)
-class Law:
-    """One scaling law.
-
-    ``model(theta, x)`` returns the prediction (B, n) and its derivative with respect to the coordinates (B, p, n).
-    ``encode(params, centre)`` and ``decode(theta, centre)`` map arrays (..., p); ``centre`` is (v,).
-    ``starts(x, y)`` returns the default grid of starting coordinates (S, p) for responses ``y`` (n,).
-    ``distinct`` is the least number of different values of each variable that identifies the law.
-    """
-
-    name: str
-    title: str
-    formula: str
-    paper: str
-    variables: tuple[str, ...]
-    parameters: tuple[str, ...]
-    bounds: tuple[tuple[float, float], ...]
-    model: Callable[[Array, Array], tuple[Array, Array]] = field(repr=False)
-    encode: Callable[[Array, Array], Array] = field(repr=False)
-    decode: Callable[[Array, Array], Array] = field(repr=False)
-    starts: Callable[[Array, Array], Array] = field(repr=False)
-    distinct: tuple[int, ...]
-    response: str = "loss"
-    logarithmic: bool = True
-    default_loss: str = "log-huber"
-    # Parameters that must be pinned together with a parameter, because its coordinate mixes them.
-    entangled: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    # A single-variable law describes runs that nothing else limits: it is fitted to the efficient frontier.
-    frontier: bool = False
-    # Variables whose centre is that of another one, because the formula compares the two directly.
-    shares_centre: Mapping[str, str] = field(default_factory=dict)
-
-    def features(self, columns: Mapping[str, Array]) -> Array:
-        """Uncentred variables (v, n) of the given columns, as natural logarithms where the law is logarithmic.
-
-        Raises KeyError for a missing variable.
-        """
-        values = np.stack(np.broadcast_arrays(*[np.asarray(columns[v], dtype=float) for v in self.variables]))
-        return np.log(values) if self.logarithmic else values
-
-    def centre(self, features: Array) -> Array:
-        """The point (v,) about which a fit to ``features`` (v, n) is expressed: their mean."""
-        centre = features.mean(axis=1)
-        for variable, other in self.shares_centre.items():
-            centre[self.variables.index(variable)] = centre[self.variables.index(other)]
-        return centre
-
-    def evaluate(self, params: Mapping[str, float | Array], columns: Mapping[str, Array]) -> Array:
-        """Prediction (nats per token for a loss) at ``columns``.
-
-        Scalars give the shape of the columns; parameters of shape (draws, 1) with columns (points,) give
-        (draws, points). Columns: N in parameters, D in tokens, C in FLOPs, S in steps. Raises KeyError for a missing
-        parameter or column.
-        """
-        values = np.stack(np.broadcast_arrays(*[np.asarray(params[k], dtype=float) for k in self.parameters]), axis=-1)
-        features = self.features(columns)
-        origin = np.zeros(len(self.variables))
-        # A draw at a bound may have a scale of 0 or infinity; its prediction is then a limit or not a number.
-        with np.errstate(all="ignore"):
-            theta = self.encode(values.reshape(-1, len(self.parameters)), origin)
-            prediction, _ = self.model(theta, features.reshape(len(self.variables), -1))
-        if values.ndim == 1:
-            return prediction[0].reshape(features.shape[1:])
-        return prediction
-
-
-LAWS: dict[str, Law] = {}
-
-
-def law_named(name: str) -> Law:
-    """The law of that name. Raises KeyError listing the known names."""
-    if name not in LAWS:
-        raise KeyError(f"unknown law {name!r}; the laws are {', '.join(LAWS)}")
-    return LAWS[name]
-
-
-def _add(law: Law) -> Law:
-    LAWS[law.name] = law
-    return law
+__all__ = ["LAWS", "Array", "Law", "law_named"]
 
 
 # --- Sums of power laws -------------------------------------------------------------------------------------------
@@ -156,7 +61,7 @@ def _additive_starts(x: Array, y: Array) -> Array:
     return np.column_stack([E, *amplitudes, alphas])
 
 
-CHINCHILLA = _add(
+CHINCHILLA = add(
     Law(
         name="chinchilla",
         title="Chinchilla L(N, D)",
@@ -201,7 +106,7 @@ def _power_starts(x: Array, y: Array) -> Array:
 
 
 def _kaplan_single(variable: str, title: str, equation: str) -> Law:
-    return _add(
+    return add(
         Law(
             name=f"kaplan_{variable.lower()}",
             title=title,
@@ -240,7 +145,7 @@ def _tied_starts(x: Array, y: Array) -> Array:
     return np.asarray(starts[starts[:, 3] == starts[:, 4], :4])
 
 
-CHINCHILLA_TIED = _add(
+CHINCHILLA_TIED = add(
     Law(
         name="chinchilla_tied",
         title="Chinchilla L(N, D) with equal exponents",
@@ -288,7 +193,7 @@ def _scales_starts(x: Array, y: Array) -> Array:
     return np.column_stack([np.log(grid[:, 2] * middle), np.log((1 - grid[:, 2]) * middle), grid[:, :2]])
 
 
-KAPLAN_NS = _add(
+KAPLAN_NS = add(
     Law(
         name="kaplan_ns",
         title="Kaplan L(N, S): size and optimizer steps",
@@ -327,7 +232,7 @@ def _kaplan_nd_model(theta: Array, x: Array) -> tuple[Array, Array]:
     return prediction, prediction[:, None] * slopes
 
 
-KAPLAN_ND = _add(
+KAPLAN_ND = add(
     Law(
         name="kaplan_nd",
         title="Kaplan L(N, D)",
@@ -377,12 +282,12 @@ def _coupled_starts(x: Array, y: Array) -> Array:
     return np.concatenate([np.column_stack([starts, np.full(len(starts), g)]) for g in (0.3, 1.0)])
 
 
-COUPLED = _add(
+COUPLED = add(
     Law(
         name="coupled",
         title="Coupled L(N, D), between Kaplan's and Chinchilla's",
         formula="L(N, D) = E + (A/N^α + B/D^β)^γ",
-        paper="Busbridge et al. 2025, Distillation Scaling Laws, arXiv:2502.08606, equation 1. "
+        paper="Busbridge et al. 2025, Distillation Scaling Laws, arXiv:2502.08606, the law of the supervised models. "
         "γ = 1 is Chinchilla's law; E = 0, β = 1, γ = α_D, α = α_N/α_D is Kaplan's L(N, D)",
         variables=("N", "D"),
         parameters=("E", "A", "B", "alpha", "beta", "gamma"),
@@ -455,12 +360,13 @@ def _repetition_starts(x: Array, y: Array) -> Array:
     return np.concatenate([np.column_stack([starts, np.tile(s, (len(starts), 1))]) for s in scales])
 
 
-DATA_CONSTRAINED = _add(
+DATA_CONSTRAINED = add(
     Law(
         name="data_constrained",
         title="Data-constrained L(N, D, U) with repetition",
         formula="L = E + A/N'^α + B/D'^β,  D' = U + U R*_D (1 − exp(−(D/U − 1)/R*_D)),  N' likewise in U_N and R*_N",
-        paper="Muennighoff et al. 2023, Scaling Data-Constrained Language Models, arXiv:2305.16264, equations 5 and 6",
+        paper="Muennighoff et al. 2023, Scaling Data-Constrained Language Models, arXiv:2305.16264, "
+        "section 3.1, equations 5 and 6",
         variables=("N", "D", "U"),
         parameters=("E", "A", "B", "alpha", "beta", "R_N", "R_D"),
         bounds=(NONNEGATIVE, AMPLITUDE, AMPLITUDE, EXPONENT, EXPONENT, (-7.0, 12.0), (-7.0, 12.0)),
@@ -502,13 +408,13 @@ def _sigmoid_starts(x: Array, y: Array) -> Array:
     )
 
 
-TASK_SIGMOID = _add(
+TASK_SIGMOID = add(
     Law(
         name="task_sigmoid",
         title="Task score from loss",
         formula="score(L) = b + a/(1 + exp(k (L − L_0)))",
         paper="Bhagia et al. 2024, Establishing Task Scaling Laws via Compute-Efficient Model Ladders, "
-        "arXiv:2412.04403, equation 2 (k there has the other sign)",
+        "arXiv:2412.04403, the second step (k there has the other sign)",
         variables=("loss",),
         parameters=("a", "k", "L_0", "b"),
         bounds=((0.0, np.inf), (0.0, 1e3), (-np.inf, np.inf), (-np.inf, np.inf)),

@@ -129,3 +129,40 @@ def test_published_table_from_the_command_line(tmp_path):
     done = run("fit.py", TABLES / "kyo_takano.csv", "--out", tmp_path, "--draws", 200)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "law.json").read_text())["certificate"]["objective"] <= 0.00084009313
+
+
+def write_run(directory: Path, name: str, N: float, D: float, loss: float, **more: object) -> None:
+    """The record of a finished run, as the trainer leaves it."""
+    record = {"N": N, "N_non_embedding": 0.8 * N, "N_head": 0.1 * N, "D": D, "flops": 6.4 * N * D, "val_loss": loss}
+    record |= {"steps": 100, "seed": 0, "complete": True, "tainted": False} | more
+    (directory / name).mkdir(parents=True)
+    (directory / name / "record.json").write_text(json.dumps(record))
+
+
+def test_runs_directory_from_fit_to_scored_forecast(tmp_path):
+    columns = simulated(noise=0.003).columns
+    for i, (N, D, loss) in enumerate(zip(columns["N"], columns["D"], columns["loss"], strict=True)):
+        write_run(tmp_path, f"run{i}", N, D, loss)
+    write_run(tmp_path, "midway", 1e9, 1e9, 4.0, complete=False)
+    done = run("fit.py", tmp_path, "--draws", 200)
+    assert done.returncode == 0, done.stderr
+    assert "excluded midway" in done.stdout
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert [e["row"] for e in law["excluded"]] == ["midway"]
+    assert law["c_definition"] == "exact"
+
+    point = ["--params", 4e9, "--tokens", 8e10]
+    done = run("predict.py", tmp_path / "law.json", *point, "--register", "--average", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["low"] < answer["loss"] < answer["high"]
+    assert Path(answer["registered"]).exists()
+
+    write_run(tmp_path, "large", 4e9, 8e10, answer["loss"] * 1.001)
+    done = run("fit.py", tmp_path, "--draws", 200, "--no-average", "--n-definition", "non-embedding")
+    assert done.returncode == 0, done.stderr
+    assert "forecasts: 1 scored, 1 inside their interval, 0 pending" in done.stdout
+    law = json.loads((tmp_path / "law.json").read_text())
+    assert law["n_definition"] == "non-embedding"
+    assert law["forecasts"]["scored"][0]["runs"] == ["large"]
+    assert {row["run"] for row in law["holdout"]} == {"large"}
