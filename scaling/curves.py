@@ -214,16 +214,19 @@ class CurveLaw:
 def _solve(work: Sequence[_Work], start: Array, evaluations: int) -> OptimizeResult:
     """Minimise the log-Huber loss from a start: trust-region reflective steps with the analytic Jacobian."""
 
-    def parts(theta: Array) -> tuple[Array, Array]:
-        done = [_evaluate(theta, w) for w in work]
-        loss = np.maximum(np.concatenate([p for p, _ in done]), 1e-3)
-        return np.log(loss) - target, np.concatenate([g for _, g in done]) / loss[:, None]
+    last: dict[bytes, Array] = {}  # the Jacobian is asked for where the residual was
 
     def residual(theta: Array) -> Array:
-        return parts(theta)[0]
+        done = [_evaluate(theta, w) for w in work]
+        loss = np.maximum(np.concatenate([p for p, _ in done]), 1e-3)
+        last.clear()
+        last[theta.tobytes()] = np.concatenate([g for _, g in done]) / loss[:, None]
+        return np.asarray(np.log(loss) - target)
 
     def jacobian(theta: Array) -> Array:
-        return parts(theta)[1]
+        if theta.tobytes() not in last:
+            residual(theta)
+        return last[theta.tobytes()]
 
     target = np.concatenate([w.target for w in work])
     options: dict[str, Any] = {"loss": "huber", "f_scale": DELTA, "x_scale": "jac", "ftol": 1e-10, "xtol": 1e-10}

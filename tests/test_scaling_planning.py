@@ -159,11 +159,13 @@ def setting():
 def test_shapes_have_the_counts_of_the_models_that_the_sweep_would_train(setting):
     found = shapes(setting)
     assert len({s.N for s in found}) > 20
-    base = {"style": "modern", "vocab_size": 512, "context_length": 128}
+    run = setting.run
+    length = run["train"]["sequence_length"]
+    base = {"style": run["model"]["style"], "vocab_size": run["data"]["vocab_size"], "context_length": length}
     for shape in found[::7]:
         model = build(ModelConfig, expand_model({**base, **shape.keys}), "test")
         assert count_parameters(model).total == shape.N
-        assert shape.flops_per_token == training_flops_per_token(model, 128)
+        assert shape.flops_per_token == training_flops_per_token(model, length)
     non_embedding = {json.dumps(s.keys): s.N for s in shapes(setting, "non-embedding")}
     assert all(non_embedding[json.dumps(s.keys)] < s.N for s in found)
 
