@@ -211,7 +211,7 @@ def profile(
 
     best = float(fit.theta[i])
     ends = [_crossing(least, best, bound, threshold) for bound in (lower, upper)]
-    reach = max(ends[1] - best, best - ends[0], 1e-6)
+    reach = max([abs(end - best) for end in ends if np.isfinite(end)] + [1e-6])
     values = np.linspace(max(lower, best - 1.5 * reach), min(upper, best + 1.5 * reach), points)
     return Profile(parameter, values, least(values), threshold, ends[0], ends[1], level)
 
