@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -51,8 +52,6 @@ def profiles(found: Sequence[Profile]) -> Figure | None:
     """Loss against size at every budget with enough sizes, the cubic and its minimum."""
     if not found:
         return None
-    import matplotlib
-
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(found)))
     with figure(4.9) as (drawn, (axis,)):
         for profile, colour in zip(found, colours, strict=True):

@@ -9,7 +9,6 @@ from markupsafe import Markup, escape
 
 _SUFFIXES = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 
-UNITS = {"N": "parameters", "D": "tokens", "C": "FLOPs", "S": "steps", "U": "unique tokens", "loss": "nats per token"}
 SYMBOLS = {"alpha": "α", "beta": "β", "gamma": "γ", "delta": "δ", "rho": "ρ", "sigma": "σ"}
 
 
