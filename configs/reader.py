@@ -146,7 +146,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        near = difflib.get_close_matches(path.name, _siblings(path), n=1)
+        near = [] if path.is_dir() else difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.75)
         hint = f"; nearest is '{path.parent / near[0]}'" if near else ""
         raise ConfigError([Problem(source, "", f"cannot be read: {reason}{hint}")]) from None
     tree = parse_yaml(text, source)

@@ -20,6 +20,7 @@ if [ ! -x .venv/bin/python ]; then
     echo "Making .venv with $("$python" --version)"
     "$python" -m venv .venv
 fi
-echo "Installing the project with its extras [$extras] into .venv (a minute or two)"
+echo "Installing the project with its extras [$extras] into .venv (one to five minutes)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
 echo "$wanted" > "$stamp"
+echo "Installed; to type commands yourself: source .venv/bin/activate"

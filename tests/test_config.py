@@ -201,3 +201,14 @@ def test_batch_must_divide_over_the_replicas() -> None:
     assert batch_problem(run, 3) is None
     assert "does not divide over 5" in str(batch_problem(run, 5))
     assert "nearest is 3" in str(batch_problem(run, 4)) or "nearest is 1" in str(batch_problem(run, 4))
+
+
+def test_tokens_on_the_command_line_displace_steps_in_the_file() -> None:
+    assert load_run(TINY, ["--train.tokens=100_000"]).steps == 49
+    with pytest.raises(ConfigError, match="give exactly one"):
+        load_run(TINY, ["--train.tokens=100_000", "--train.steps=3"])
+
+
+def test_a_sweep_is_not_a_run() -> None:
+    with pytest.raises(ConfigError, match=r"axes: is a key of a sweep; scripts/sweep\.py runs it"):
+        load_run(ROOT / "configs/sweeps/quickstart.yaml")

@@ -191,7 +191,7 @@ def test_lock_is_exclusive_and_named(tmp_path: Path) -> None:
 
 
 def make_tracker(mode: Any, run_dir: Path) -> Tracker:
-    return Tracker(WandbConfig(mode=mode), "id-1", "name", run_dir, {"lr": 0.1})
+    return Tracker(WandbConfig(mode=mode), "name", run_dir, {"lr": 0.1})
 
 
 def test_offline_run_is_written_where_wandb_sync_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,7 +205,7 @@ def test_offline_run_is_written_where_wandb_sync_finds_it(tmp_path: Path, monkey
     while b"val_loss" not in binary.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.1)
     content = binary.read_bytes()
-    assert all(word in content for word in (b"id-1", b"tokens", b"loss", b"val_loss"))
+    assert all(word in content for word in (stable_id(tmp_path).encode(), b"tokens", b"loss", b"val_loss"))
 
 
 def test_a_resumed_run_keeps_its_id_and_another_run_has_its_own(tmp_path: Path) -> None:
@@ -221,7 +221,7 @@ from pathlib import Path
 from train.config import WandbConfig
 from train.tracking import Tracker
 begin = time.perf_counter()
-tracker = Tracker(WandbConfig(mode="online"), "id", "name", Path(sys.argv[1]), {})
+tracker = Tracker(WandbConfig(mode="online"), "name", Path(sys.argv[1]), {})
 for step in range(1000):
     tracker.log({"step": step, "tokens": step, "loss": 1.0})
 print("queued in", time.perf_counter() - begin)

@@ -64,6 +64,8 @@ def test_killed_and_started_again_is_identical(
     run_ranks(world_size, small_run, tmp_path / "killed", *overrides)
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
     assert read_record(tmp_path / "killed")["val_loss"] == read_record(tmp_path / "whole")["val_loss"]
+    at_kill = max(row["seconds"] for row in read_rows(tmp_path / "killed") if row["step"] <= 20)
+    assert read_record(tmp_path / "killed")["seconds"] > at_kill  # time goes on from the checkpoint, not from zero
 
 
 @pytest.fixture(scope="module")

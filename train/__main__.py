@@ -22,7 +22,7 @@ NO_CHECKPOINT = 4
 _EXAMPLE = """\
 example:
   deepspeed --num_accelerators 1 scripts/pretrain.py --config configs/runs/tiny.yaml --run-dir runs/tiny \\
-      --train.tokens=1_000_000 --parallel.pipeline_stages=1
+      --train.tokens=1_000_000 --precision=bf16
 
 Every key of the YAML can be overridden as --section.key=value; --print-config shows them all, resolved.
 Lengths are in tokens, losses in nats per token.
@@ -47,8 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     known, overrides = parser.parse_known_args(arguments)
     try:
         return _run(known, overrides)
-    except (ConfigError, ValueError, FileNotFoundError, BlockingIOError) as error:
+    except (ConfigError, ValueError, FileNotFoundError, PermissionError, BlockingIOError) as error:
         return _complain(str(error), USER_ERROR)
+    except KeyboardInterrupt:
+        return _complain("interrupted; the same command continues from the newest checkpoint", 130)
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:

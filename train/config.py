@@ -265,9 +265,13 @@ def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
     """Fill in what depends on other keys: the model's shape, its vocabulary and its context.
 
     Raises:
-        ConfigError: for an unknown model size, or a section that is not a mapping.
+        ConfigError: for an unknown model size, a section that is not a mapping, or a sweep.
     """
     tree = dict(tree)
+    if "axes" in tree or "base" in tree:
+        raise ConfigError(
+            [Problem("", "axes" if "axes" in tree else "base", "is a key of a sweep; scripts/sweep.py runs it")]
+        )
     sections = {key: tree.get(key, {}) for key in ("model", "data", "train")}
     wrong = [key for key, section in sections.items() if not isinstance(section, dict)]
     if wrong:
@@ -281,7 +285,15 @@ def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_run(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
-    """Read a run's YAML file; `overrides` are `--a.b=c` arguments. Raises `ConfigError`."""
+    """Read a run's YAML file; `overrides` are `--a.b=c` arguments. Raises `ConfigError`.
+
+    An override of `train.tokens` displaces the file's `train.steps`, and the other way round.
+    """
+    overrides = list(overrides or [])
+    given = {override.partition("=")[0] for override in overrides}
+    for key, other in (("--train.tokens", "--train.steps"), ("--train.steps", "--train.tokens")):
+        if key in given and other not in given:
+            overrides.append(f"{other}=null")
     return load(RunConfig, path, overrides, expand_run)
 
 

@@ -21,7 +21,7 @@ from train.metrics import MetricsLog
 from train.record import make_record, peak_flops
 from train.schedule import lr_multiplier
 from train.topology import Topology
-from train.tracking import Tracker, stable_id
+from train.tracking import Tracker
 
 
 class TrainingDiverged(RuntimeError):
@@ -42,7 +42,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
     windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
     validation, to_nats_per_token = validation_batches(windows, run, topology)
     first_step = checkpoint.resume(engine, run_dir, topology)
-    report = _Reporter(run, run_dir, topology) if topology.is_main else None
+    report = _Reporter(run, run_dir, topology, first_step) if topology.is_main else None
 
     val_loss = None
     clock = _StepClock(first_step)
@@ -112,13 +112,15 @@ def _describe_data(run: RunConfig, corpus: Corpus, windows: Windows) -> dict[str
 class _Reporter:
     """Everything the main process tells the outside world: metrics, W&B, progress, the record."""
 
-    def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
+    def __init__(self, run: RunConfig, run_dir: Path, topology: Topology, first_step: int) -> None:
         self.run, self.run_dir, self.topology = run, run_dir, topology
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
-        self.tracker = Tracker(run.wandb, stable_id(run_dir), run_dir.name, run_dir, settings)
+        self.tracker = Tracker(run.wandb, run_dir.name, run_dir, settings)
         self.peak = peak_flops()
-        self.begin = time.perf_counter()
+        # Time goes on from where the checkpoint was written; what was lost after it does not count.
+        earlier = [row.get("seconds", 0.0) for row in self.metrics.earlier_rows if row["step"] <= first_step]
+        self.begin = time.perf_counter() - max(earlier, default=0.0)
         self.progress = _ProgressBar(run) if sys.stderr.isatty() else None
 
     def step(
@@ -138,6 +140,7 @@ class _Reporter:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": lr,
+            "seconds": time.perf_counter() - self.begin,
         }
         if steps_per_second is not None:
             row["tokens_per_second"] = steps_per_second * self.run.tokens_per_step

@@ -14,15 +14,15 @@ class MetricsLog:
 
     def __init__(self, path: Path) -> None:
         """Open the log, cutting off a last line that a crash left torn."""
-        self.last_step = 0
+        self.earlier_rows: list[dict[str, Any]] = []
         if path.exists():
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < len(content):
                 with path.open("r+b") as file:
                     file.truncate(len(whole))
-            rows = read_metrics(path)
-            self.last_step = rows[-1]["step"] if rows else 0
+            self.earlier_rows = read_metrics(path)
+        self.last_step = self.earlier_rows[-1]["step"] if self.earlier_rows else 0
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> bool:

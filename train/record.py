@@ -61,7 +61,7 @@ def make_record(
         run: its configuration.
         topology: the processes that ran it.
         val_loss: nats per token on the fixed validation tokens.
-        seconds: time spent in training steps, over all resumes known to this process.
+        seconds: wall-clock time of the steps that count, over all resumes.
         data: what is recorded of the corpus, with `validation_bytes_per_token` for the bits per byte.
     """
     counts = count_parameters(run.model)

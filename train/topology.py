@@ -71,6 +71,9 @@ def connect(topology: Topology) -> None:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if uses_gpu():
         torch.cuda.set_device(topology.device)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        ranks_here = int(os.environ.get("LOCAL_SIZE", topology.world_size))  # the launcher sets LOCAL_SIZE
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     deepspeed.init_distributed(verbose=False)
 
 

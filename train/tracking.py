@@ -23,14 +23,13 @@ _END = object()
 class Tracker:
     """Sends rows to one W&B run; does nothing when disabled."""
 
-    def __init__(self, config: WandbConfig, run_id: str, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
+    def __init__(self, config: WandbConfig, name: str, run_dir: Path, settings: dict[str, Any]) -> None:
         """Start the thread.
 
         Args:
             config: where to send.
-            run_id: the W&B id, the same when a run is resumed.
             name: the run's name in W&B.
-            run_dir: where offline files go (`run_dir/wandb`).
+            run_dir: where offline files go (`run_dir/wandb`) and the run's W&B id is kept.
             settings: the full configuration shown in W&B.
         """
         self._rows: queue.Queue[Any] = queue.Queue(maxsize=10_000)
@@ -41,7 +40,7 @@ class Tracker:
             "project": config.project,
             "entity": config.entity,
             "group": config.group,
-            "id": run_id,
+            "id": stable_id(run_dir),
             "name": name,
             "dir": str(run_dir),
             "config": settings,
