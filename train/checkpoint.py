@@ -9,7 +9,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from train.files import sha256, sync_directory, write_json
+from data.shards import sync_directory
+from train.files import sha256, write_json
 from train.topology import Topology
 
 TAG = "state"

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data.shards import sync_directory
+
 
 def write_atomic(path: Path, text: str) -> None:
     """Write `text` so that readers, and a crash at any moment, see the old file or the new one."""
@@ -25,15 +27,6 @@ def write_atomic(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically; NaN is refused."""
     write_atomic(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames inside `path` durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def sha256(path: Path) -> str:
