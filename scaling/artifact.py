@@ -23,7 +23,7 @@ KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate
 
 
 class ArtifactError(ValueError):
-    """A law.json that cannot be read; the message names file and key."""
+    """A law.json that cannot be read, or a place where none can be written; the message names it."""
 
 
 def plain(value: Any) -> Any:
@@ -53,6 +53,22 @@ def write_atomically(path: Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def require_writable(directory: Path) -> None:
+    """Raise ArtifactError where files could not be made in ``directory``, before work is spent on them.
+
+    Nothing is left behind; a directory that does not exist yet is judged by its nearest ancestor that does.
+    """
+    place = directory
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    try:
+        # Asking for permission is not enough: a system directory may let root write and still refuse.
+        with tempfile.TemporaryDirectory(dir=place, prefix=".writable."):
+            pass
+    except OSError as error:
+        raise ArtifactError(f"{directory}: nothing can be written there: {place}: {error.strerror}") from error
 
 
 def write_draws(path: Path, draws: Mapping[str, Array]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
+from .text import nats
+
 
 def show(law: dict[str, Any], console: Console) -> None:
     """Print coefficients, held-out predictions, exclusions and warnings."""
@@ -30,9 +32,9 @@ def show(law: dict[str, Any], console: Console) -> None:
                 row["run"],
                 f"{row['N']:.4g}",
                 f"{row['D']:.4g}",
-                f"{row['loss']:.4f}",
-                f"{row['predicted']:.4f}",
-                f"{row['low']:.4f} to {row['high']:.4f}",
+                nats(row["loss"]),
+                nats(row["predicted"]),
+                f"{nats(row['low'])} to {nats(row['high'])}",
                 f"{100 * row['error']:+.2f} %",
                 "yes" if row["covered"] else "no",
             )

@@ -198,6 +198,9 @@ def _check_enough(law: Law, table: Table, free: int, pinned: Mapping[str, float]
             f"{table.source}: {rows} rows are too few for the {free} parameters of the law {law.name}; "
             f"it needs at least {free + 1}"
         )
+    if np.ptp(table.columns[law.response][used]) == 0:
+        what = "losses do" if law.response == "loss" else f"{law.response}s do"
+        raise FitError(f"{table.source}: the {what} not vary, so there is nothing that a law could explain")
     slack = 1 if "E" in pinned else 0
     for variable, least in zip(law.variables, law.distinct, strict=True):
         values = len(np.unique(table.columns[variable][used]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,8 @@ import numpy as np
 
 from . import averaging
 from .artifact import read_draws
-from .laws import LAWS, Array
+from .laws import LAWS, Array, Law
+from .table import LEAST, MOST
 from .uncertainty import interval, predictive_draws
 
 
@@ -37,24 +38,47 @@ class Forecast:
     averaged: dict[str, Any] | None = None
 
 
-def inputs_for(variables: tuple[str, ...], given: Mapping[str, float | None]) -> dict[str, float]:
-    """The inputs of a law from those given; of N, D and C = 6ND, two give the third. Raises ForecastError."""
+def inputs_for(law: Law, given: Mapping[str, float | None]) -> dict[str, float]:
+    """The inputs of ``law`` from those given; of N, D and C = 6ND, two give the third.
+
+    Raises ForecastError for a number that is not positive, an input that is missing and one that would have no say.
+    """
     inputs = {k: float(v) for k, v in given.items() if v is not None}
     for name, value in inputs.items():
         if not (np.isfinite(value) and value > 0):
-            raise ForecastError(f"{OPTIONS[name]} must be a positive number, not {value}")
-    if "C" not in inputs and {"N", "D"} <= inputs.keys():
+            raise ForecastError(f"{OPTIONS[name]} must be a positive number, not {value:g}")
+    _refuse_surplus(law, inputs)
+    if {"N", "D"} <= inputs.keys():
         inputs["C"] = 6 * inputs["N"] * inputs["D"]
-    elif "C" in inputs and "N" in inputs:
-        inputs.setdefault("D", inputs["C"] / (6 * inputs["N"]))
-    elif "C" in inputs and "D" in inputs:
+    elif {"N", "C"} <= inputs.keys():
+        inputs["D"] = inputs["C"] / (6 * inputs["N"])
+    elif {"D", "C"} <= inputs.keys():
         inputs["N"] = inputs["C"] / (6 * inputs["D"])
-    if "U" in variables and "D" in inputs:
+    if "U" in law.variables and "D" in inputs:
         inputs.setdefault("U", inputs["D"])
-    missing = [OPTIONS.get(v, v) for v in variables if v not in inputs]
+    missing = [OPTIONS[v] for v in law.variables if v not in inputs]
     if missing:
-        raise ForecastError(f"this law also needs {' and '.join(missing)}")
+        raise ForecastError(f"the law {law.name} reads {_listed(law.variables)}: it still needs {_listed(missing)}")
+    for name, value in inputs.items():
+        if not LEAST <= value <= MOST**2:
+            raise ForecastError(f"{name} = {value:g} is beyond any plausible value")
     return inputs
+
+
+def _refuse_surplus(law: Law, inputs: Mapping[str, float]) -> None:
+    """Raise ForecastError for an input that the law does not read and that gives none that it reads."""
+    trio = [k for k in ("N", "D", "C") if k in inputs]
+    if len(trio) == 3:
+        raise ForecastError("give two of --params, --tokens and --flops: C = 6ND gives the third")
+    read = {k for k in ("N", "D", "C") if k in law.variables}
+    useful = read if read <= set(trio) or not read else set(trio)
+    surplus = [OPTIONS[k] for k in inputs if k not in (useful if k in trio else law.variables)]
+    if surplus:
+        raise ForecastError(f"the law {law.name} reads {_listed(law.variables)}: leave out {_listed(surplus)}")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 OPTIONS = {
@@ -82,7 +106,7 @@ def forecast(
     includes how much they differ. Raises ForecastError for missing inputs, ArtifactError where the draws are missing.
     """
     declared = LAWS[law["law"]]
-    inputs = inputs_for(declared.variables, given)
+    inputs = inputs_for(declared, given)
     columns: dict[str, Array] = {k: np.array([inputs[k]]) for k in declared.variables}
     loss = float(declared.evaluate(law["params"], columns)[0])
     outcomes = predictive_draws(
@@ -121,7 +145,7 @@ def task_score(
     first, second = LAWS[law["law"]], LAWS[task["law"]]
     if second.variables != ("loss",):
         raise ForecastError(f"{task_path}: the law {second.name} does not predict a score from a loss")
-    inputs = inputs_for(first.variables, given)
+    inputs = inputs_for(first, given)
     columns = {k: np.array([inputs[k]]) for k in first.variables}
     losses = first.evaluate({k: v[:, None] for k, v in read_draws(path).items()}, columns)[:, 0]
     steps = read_draws(task_path)

@@ -60,7 +60,8 @@ def best_for(law: Mapping[str, Any], draws: Mapping[str, Array], given: str, val
     samples = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
     middle, drawn = ({k: v[:, 0] for k, v in _solve(declared, p, given, value).items()} for p in (point, samples))
     level = law["level"]
-    return Best(**{k: Quantity(float(middle[k][0]), *interval(drawn[k], level)) for k in ("C", "N", "D")})
+    found = {k: Quantity(float(middle[k][0]), *interval(drawn[k], level)) for k in ("C", "N", "D")}
+    return Best(**{**found, given: Quantity(value, value, value)})  # exactly as given
 
 
 def _solve(law: Law, params: Mapping[str, Array], given: str, value: float) -> dict[str, Array]:

@@ -196,10 +196,8 @@ def _first_line(error: BaseException) -> str:
 
 
 def _number(value: object) -> float | None:
-    """The number in a cell, or None. Text such as "7e9" counts; "7B", true and null do not."""
+    """The number in a cell, or None. Text such as "7e9" or "1_000_000" counts; "7B", true and null do not."""
     if isinstance(value, bool | np.bool_) or value is None:
-        return None
-    if isinstance(value, str) and "_" in value:
         return None
     try:
         return float(value)  # type: ignore[arg-type]
@@ -243,8 +241,7 @@ def _check(path: Path, records: list[dict[str, Any]], sha256: str) -> Table:
         raise TableError(f"{path}: the table has no rows")
     missing = [c for c in REQUIRED if not any(c in r for r in records)]
     if missing:
-        have = ", ".join(map(str, list(records[0])[:12]))
-        raise TableError(f"{path}: no column {' and '.join(missing)}; the columns are {have}. {_UNITS}")
+        raise TableError(f"{path}: {_missing_columns(missing, list(records[0]))}")
     names = [*REQUIRED, *(c for c in OPTIONAL if any(c in r for r in records))]
     excluded, rows, kept = [], [], []
     for number, record in enumerate(records, 1):
@@ -262,6 +259,19 @@ def _check(path: Path, records: list[dict[str, Any]], sha256: str) -> Table:
         raise TableError(f"{path}: every row is marked incomplete or tainted, so there is nothing to fit")
     runs = [_run_name(record.get("run"), number) for record, number in zip(kept, rows, strict=True)]
     return _table(names, kept, runs, rows, excluded, sha256, str(path))
+
+
+def _missing_columns(missing: list[str], have: list[str]) -> str:
+    """One sentence on columns that are not there, with the likely cause."""
+    if len(have) == 1 and (found := next((c for c in ";\t|" if c in have[0]), None)):
+        name = {"\t": "tabs"}.get(found, repr(found))
+        return f"the columns are separated by {name}; a .csv file needs commas"
+    plural = "s" if len(missing) > 1 else ""
+    said = f"there is no column {missing[0]}" if not plural else f"there are no columns {', '.join(missing)}"
+    said += f"; the columns are {', '.join(map(str, have[:12]))}{', ...' if len(have) > 12 else ''}"
+    alike = {c: h for c in missing for h in have if c.lower() == h.strip().lower()}
+    hint = " ".join(f"--column {c}={alike.get(c, 'NAME')}" for c in missing)
+    return f"{said}. If the name{plural} differ{'' if plural else 's'}, say {hint}. {_UNITS}"
 
 
 _UNITS = "N is in parameters, D in tokens, loss in nats per token"

@@ -44,6 +44,11 @@ def significant(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits - 1}e}".replace("e+0", "e").replace("e+", "e").replace("e-0", "e−").replace("e-", "e−")
 
 
+def nats(value: float) -> str:
+    """A loss: 3.1416, or 1.000e39 where something has gone wrong."""
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
+
+
 def percent(value: float, digits: int = 2) -> str:
     """A ratio as a signed percentage."""
     return f"{100 * value:+.{digits}f} %".replace("-", "−")

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,21 +24,22 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from scaling.artifact import plain, write_atomically
+from scaling.commandline import Parser, ending
 from scaling.curves import UNITS, CurveError, CurveLaw, Score, fit_curves, read_curve, score
 from scaling.plots import png
 from scaling.plots_curves import predictions
 from scaling.text import significant, symbol
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
     add("--fit", nargs="+", required=True, type=Path, metavar="CURVE", help="curves to fit; at least one decays")
     add("--predict", nargs="*", default=[], type=Path, metavar="CURVE", help="curves to predict and score")
     add("--out", type=Path, help="where curves.json and curves.png go (default: nowhere)")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def show(law: CurveLaw, scores: list[Score], console: Console) -> None:
@@ -86,18 +88,10 @@ def run(args: argparse.Namespace) -> None:
             console.print(f"written: {args.out}/curves.json, {args.out}/curves.png", soft_wrap=True)
 
 
-def main() -> int:
-    """Entry point: 0, or 1 after one sentence on what was wrong."""
-    args = arguments()
-    try:
-        run(args)
-    except CurveError as error:
-        print(f"curves.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"curves.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = arguments(words)
+    return ending("curves.py", (CurveError,), lambda: run(args))
 
 
 if __name__ == "__main__":

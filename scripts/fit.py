@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
-from scaling.artifact import ArtifactError, write_draws, write_law
+from scaling.artifact import ArtifactError, require_writable, write_draws, write_law
 from scaling.averaging import all_draws
+from scaling.commandline import Parser, ending, quantity
 from scaling.console import show
 from scaling.estimate import LOSSES, FitError
 from scaling.laws import LAWS
@@ -30,12 +32,14 @@ from scaling.study import Options, study
 from scaling.table import C_DEFINITIONS, N_DEFINITIONS, TableError, read_table
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
 
+LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
 
-def arguments() -> argparse.Namespace:
+
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("source", metavar="RUNS_DIR|TABLE", type=Path)
+    add("source", metavar="RUNS_DIR|TABLE", type=Path, help="what to fit")
     add("--law", default="chinchilla", choices=list(LAWS), help="the law to fit (default: chinchilla)")
     add("--holdout", help="rows to predict unseen: largest, none, compute:10x, N>=1e9, D>2e10 (default: largest)")
     add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
@@ -47,16 +51,16 @@ def arguments() -> argparse.Namespace:
     add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
     add("--bootstrap", default=METHODS[0], choices=METHODS, help=f"how noise is resampled (default: {METHODS[0]})")
     add("--iid", action="store_true", help="resample rows instead of whole runs")
-    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
-    add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
+    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws, at least {LEAST_DRAWS} (default: {DRAWS})")
+    add("--level", type=float, default=LEVEL, help=f"level of the intervals, between 0 and 1 (default: {LEVEL})")
     add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
     add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
     add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
-    add("--params", type=float, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
-    add("--tokens", type=float, metavar="D", help="tokens of that model")
+    add("--params", type=quantity, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
+    add("--tokens", type=quantity, metavar="D", help="tokens of that model")
     add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def pairs(items: list[str], option: str) -> dict[str, str]:
@@ -82,8 +86,8 @@ def point(args: argparse.Namespace) -> dict[str, float] | None:
     """The model that a sensitivity analysis is asked about. Raises FitError for half of one."""
     if args.params is None and args.tokens is None:
         return None
-    if not args.params or not args.tokens or args.params <= 0 or args.tokens <= 0:
-        raise FitError("--params and --tokens go together and must be positive")
+    if args.params is None or args.tokens is None:
+        raise FitError("--params and --tokens go together")
     return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
 
 
@@ -93,8 +97,8 @@ def run(args: argparse.Namespace) -> None:
         raise FitError("--out DIR is needed to fit a table")
     if not 0 < args.level < 1:
         raise FitError(f"--level must lie between 0 and 1, not {args.level}")
-    if args.draws < 100:
-        raise FitError(f"--draws must be at least 100, not {args.draws}")
+    if args.draws < LEAST_DRAWS:
+        raise FitError(f"--draws must be at least {LEAST_DRAWS}, not {args.draws}")
     if args.seed < 0:
         raise FitError(f"--seed must not be negative, not {args.seed}")
     table = read_table(args.source, pairs(args.column, "--column"))
@@ -116,8 +120,9 @@ def run(args: argparse.Namespace) -> None:
         sensitivity=args.sensitivity,
         point=point(args),
     )
-    result = study(table, options)
     out = args.out or args.source
+    require_writable(out)
+    result = study(table, options)
     result.law["forecasts"] = tally({out, args.source} if args.source.is_dir() else {out}, table)
     console = Console(width=None if sys.stdout.isatty() else 120)
     show(result.law, console)
@@ -131,18 +136,10 @@ def run(args: argparse.Namespace) -> None:
     console.print(f"report: {write_report(result.law, table, result.draws, runs_dir, out)}", soft_wrap=True)
 
 
-def main() -> int:
-    """Entry point: 0, or 1 after one sentence on what was wrong."""
-    args = arguments()
-    try:
-        run(args)
-    except (TableError, FitError, ArtifactError) as error:
-        print(f"fit.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"fit.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = arguments(words)
+    return ending("fit.py", (TableError, FitError, ArtifactError), lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
 """Plan with a fitted law: the best model for a budget, or the next runs that make a forecast sharper.
 
-Units: parameters, tokens, FLOPs (C = 6 N D); losses in nats per token.
+Units: parameters, tokens, FLOPs (C = 6 N D), written 7e9, 7B (k, M, B, T) or 7_000_000_000; losses in nats per token.
 
     python scripts/plan.py runs/quickstart/law.json --flops 1e21
-    python scripts/plan.py runs/quickstart/law.json --params 7e9
+    python scripts/plan.py runs/quickstart/law.json --params 7B
     python scripts/plan.py runs/quickstart/law.json --target-params 1e7 --target-tokens 2e8 --budget 1e15 --runs 4 \\
         --like configs/sweeps/quickstart.yaml --write next.yaml
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from rich.table import Table as Grid
 
 from configs.reader import ConfigError
 from scaling.artifact import ArtifactError, read_draws, read_law, write_atomically
+from scaling.commandline import Parser, ending, quantity
 from scaling.forecast import ForecastError, forecast
 from scaling.laws import Array
 from scaling.planning import Best, Candidates, Design, PlanError, best_for, design, grid, sensible
@@ -49,23 +50,23 @@ class Proposal:
     target: dict[str, float]
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("law", metavar="LAW.json", type=Path)
+    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--flops", type=float, metavar="C", help="budget in FLOPs: give the best N and D")
-    given.add_argument("--params", type=float, metavar="N", help="parameters: give the tokens they deserve")
-    given.add_argument("--tokens", type=float, metavar="D", help="tokens: give the parameters they deserve")
-    add("--target-params", type=float, metavar="N", help="parameters of the model to forecast")
-    add("--target-tokens", type=float, metavar="D", help="tokens of the model to forecast")
-    add("--budget", type=float, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)")
+    given.add_argument("--flops", type=quantity, metavar="C", help="budget in FLOPs: give the best N and D")
+    given.add_argument("--params", type=quantity, metavar="N", help="parameters: give the tokens they deserve")
+    given.add_argument("--tokens", type=quantity, metavar="D", help="tokens: give the parameters they deserve")
+    add("--target-params", type=quantity, metavar="N", help="parameters of the model to forecast")
+    add("--target-tokens", type=quantity, metavar="D", help="tokens of the model to forecast")
+    add("--budget", type=quantity, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)")
     add("--runs", type=int, default=3, help="runs to propose at most (default: 3)")
     add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
     add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str, Array]) -> Proposal:
@@ -73,11 +74,9 @@ def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str
     N, D = args.target_params, args.target_tokens
     if N is None or D is None:
         raise PlanError("a target needs both --target-params and --target-tokens")
-    if not (N > 0 and D > 0 and np.isfinite(N * D)):
-        raise PlanError(f"--target-params and --target-tokens must be positive numbers, not {N} and {D}")
+    if not np.isfinite(6 * N * D):
+        raise PlanError(f"--target-params {N:g} and --target-tokens {D:g} are beyond any plausible value")
     budget = 0.6 * N * D if args.budget is None else args.budget
-    if not budget > 0:
-        raise PlanError(f"--budget must be positive, not {budget}")
     if args.runs < 1:
         raise PlanError(f"--runs must be at least 1, not {args.runs}")
     target = {"N": N, "D": D, "U": D, "C": 6 * N * D}
@@ -205,18 +204,10 @@ def written(args: argparse.Namespace, proposal: Proposal) -> str:
     return sweep_yaml(proposal.setting, proposal.shapes, proposal.runs, args.write, comment)
 
 
-def main() -> int:
-    """Entry point: 0, or 1 after one sentence on what was wrong."""
-    args = arguments()
-    try:
-        run(args)
-    except (ArtifactError, ForecastError, PlanError, ConfigError) as error:
-        print(f"plan.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"plan.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = arguments(words)
+    return ending("plan.py", (ArtifactError, ForecastError, PlanError, ConfigError), lambda: run(args))
 
 
 if __name__ == "__main__":

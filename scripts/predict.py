@@ -4,10 +4,11 @@
 Units: --params in parameters, --tokens in tokens, --flops in FLOPs; the loss is in nats per token.
 
     python scripts/predict.py runs/quickstart/law.json --params 7e9 --tokens 140e9
-    python scripts/predict.py fits/table/law.json --params 7e9 --flops 5.9e21 --json
+    python scripts/predict.py fits/table/law.json --params 7B --flops 5.9e21 --json
 
-Of --params, --tokens and --flops two are enough (C = 6ND). The interval is that of a new measurement: the
-uncertainty of the parameters and the noise between runs. It does not know whether the law still holds out there.
+Numbers are written 7e9, 7B (k, M, B, T) or 7_000_000_000. Of --params, --tokens and --flops two give the third by
+C = 6ND. The interval is that of a new measurement: the uncertainty of the parameters and the noise between runs. It
+does not know whether the law still holds out there.
 """
 
 from __future__ import annotations
@@ -15,30 +16,33 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from scaling.artifact import ArtifactError, read_law
+from scaling.commandline import Parser, ending, quantity
 from scaling.forecast import Forecast, ForecastError, forecast, task_score
 from scaling.registry import register
+from scaling.text import nats
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("law", metavar="LAW.json", type=Path)
-    add("--params", type=float, metavar="N", help="parameters of the model, counted as in the fit")
-    add("--tokens", type=float, metavar="D", help="tokens that it is trained on")
-    add("--flops", type=float, metavar="C", help="training compute in FLOPs")
-    add("--steps", type=float, metavar="S", help="optimizer steps, for laws in S")
-    add("--unique-tokens", type=float, metavar="U", help="different tokens among D (default: all of them)")
-    add("--loss", type=float, metavar="L", help="loss in nats per token, for the law task_sigmoid")
+    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
+    add("--params", type=quantity, metavar="N", help="parameters of the model, counted as in the fit")
+    add("--tokens", type=quantity, metavar="D", help="tokens that it is trained on")
+    add("--flops", type=quantity, metavar="C", help="training compute in FLOPs")
+    add("--steps", type=quantity, metavar="S", help="optimizer steps, for laws in S")
+    add("--unique-tokens", type=quantity, metavar="U", help="different tokens among D (default: all of them)")
+    add("--loss", type=quantity, metavar="L", help="loss in nats per token, for the law task_sigmoid")
     add("--average", action="store_true", help="average over all laws fitted, their spread in the interval")
     add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
     add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
 def show(result: Forecast, law: dict[str, Any]) -> str:
@@ -48,11 +52,11 @@ def show(result: Forecast, law: dict[str, Any]) -> str:
         parts = [f"{k} by {v:.3g}x" for k, v in result.extrapolation_by.items() if v > 1]
         far = f"outside the fitted range: {', '.join(parts)}"
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
-    kind = "loss {:.4f} nats per token" if law["law"] != "task_sigmoid" else "score {:.4f}"
+    kind = "loss {} nats per token" if law["law"] != "task_sigmoid" else "score {}"
     return (
         f"{given}\n"
-        f"{kind.format(result.loss)}, {100 * result.level:g} % interval "
-        f"{result.low:.4f} to {result.high:.4f}\n{far}"
+        f"{kind.format(nats(result.loss))}, {100 * result.level:g} % interval "
+        f"{nats(result.low)} to {nats(result.high)}\n{far}"
     )
 
 
@@ -86,17 +90,10 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(answer) if args.json else "\n".join(lines))
 
 
-def main() -> int:
-    """Entry point: 0, or 1 after one sentence on what was wrong."""
-    try:
-        run(arguments())
-    except (ArtifactError, ForecastError) as error:
-        print(f"predict.py: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"predict.py: {error.filename}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    args = arguments(words)
+    return ending("predict.py", (ArtifactError, ForecastError), lambda: run(args))
 
 
 if __name__ == "__main__":

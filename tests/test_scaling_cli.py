@@ -1,10 +1,20 @@
+import argparse
+import contextlib
+import io
 import json
+import runpy
 import subprocess
 import sys
+import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from scaling.commandline import quantity
+from scaling.text import count
 from tests.scaling_tables import TABLES, TRUTH, simulated
 
 ROOT = Path(__file__).parent.parent
@@ -21,10 +31,36 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run(script, *args):
+def run_without_torch(script, *args):
     """Run a command where torch and deepspeed cannot be imported."""
     command = [sys.executable, "-c", BLOCKED, f"scripts/{script}", *map(str, args)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What a command left behind, under the names of subprocess.CompletedProcess."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+MAINS = {
+    name: runpy.run_path(str(ROOT / "scripts" / name), run_name="tested")["main"] for name in ("fit.py", "predict.py")
+}
+
+
+def run(script, *args):
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            status = MAINS[script]([str(a) for a in args])
+        except SystemExit as end:  # argparse
+            status = end.code
+    return Ended(status, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +77,7 @@ def noisy(tmp_path_factory):
 def fitted(noisy):
     """The directory of a finished fit."""
     out = noisy.parent / "out"
-    done = run("fit.py", noisy, "--out", out, "--draws", 300)
+    done = run_without_torch("fit.py", noisy, "--out", out, "--draws", 300)
     assert done.returncode == 0, done.stderr
     return out, done.stdout
 
@@ -65,7 +101,7 @@ def test_fit_works_without_torch_and_writes_the_stable_keys(fitted):
 
 
 def test_predict_prints_a_loss_inside_its_interval(fitted):
-    done = run("predict.py", fitted[0] / "law.json", "--params", 7e9, "--tokens", 140e9, "--json")
+    done = run_without_torch("predict.py", fitted[0] / "law.json", "--params", "7B", "--tokens", 140e9, "--json")
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["low"] < answer["loss"] < answer["high"]
@@ -77,21 +113,31 @@ def test_predict_prints_a_loss_inside_its_interval(fitted):
     assert "outside the fitted range: N by 7x" in words
 
 
-BAD = "N,D,loss\n"
+HEAD = "N,D,loss\n"
+LOSSES = "".join(f"{n},{d},{{}}\n" for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10, 1e11))
 
 
 @pytest.mark.parametrize(
     ("content", "options", "message"),
     [
-        (BAD + "1e7,1e9,nan\n", [], "row 1, column loss"),
-        (BAD + "1e7,1e9,3.5\n1e8,1e9,3.2\n", [], "2 rows are too few"),
-        (BAD, [], "no rows"),
+        (HEAD + "1e7,1e9,nan\n", [], "row 1, column loss"),
+        (HEAD + "1e7,1e9,3.5\n1e8,1e9,3.2\n", [], "2 rows are too few"),
+        (HEAD + LOSSES.replace("{}", "3"), [], "the losses do not vary"),
+        (HEAD + "1e206,1e9,3\n", [], "row 1, column N: '1e206' is beyond any plausible value"),
+        (HEAD + "1e7,1e9,1e300\n", [], "row 1, column loss: '1e300' is beyond any plausible value"),
+        ((HEAD + "1e7,1e9,3\n").replace(",", ";"), [], "separated by ';'"),
+        ("n,d,Loss\n1,2,3\n", [], "--column N=n --column D=d --column loss=Loss"),
+        ("N,D,val\n1,2,3\n", [], "no column loss; the columns are N, D, val. If the name differs, say --column loss="),
+        (HEAD, [], "no rows"),
         (None, [], "no such file"),
-        (BAD + "1,2,3\n", ["--pin", "E"], "write NAME=VALUE"),
-        (BAD + "1,2,3\n", ["--pin", "E=x"], "is not a number"),
-        (BAD + "1,2,3\n", ["--level", "90"], "between 0 and 1"),
-        (BAD + "1,2,3\n", ["--delta", "-1"], "delta must be positive"),
-        (BAD + "1,2,3\n", ["--n-definition", "non-embedding"], "N_non_embedding"),
+        (HEAD + "1,2,3\n", ["--pin", "E"], "write NAME=VALUE"),
+        (HEAD + "1,2,3\n", ["--pin", "E=x"], "is not a number"),
+        (HEAD + "1,2,3\n", ["--level", "90"], "between 0 and 1"),
+        (HEAD + "1,2,3\n", ["--draws", "7"], "at least 100"),
+        (HEAD + "1,2,3\n", ["--params", "7B"], "--params and --tokens go together"),
+        (HEAD + "1,2,3\n", ["--delta", "-1"], "delta must be positive"),
+        (HEAD + "1,2,3\n", ["--n-definition", "non-embedding"], "N_non_embedding"),
+        (HEAD + "1,2,3\n", ["--law", "hoffmann"], "invalid choice"),
     ],
 )
 def test_mistakes_end_in_one_sentence(tmp_path, content, options, message):
@@ -99,23 +145,81 @@ def test_mistakes_end_in_one_sentence(tmp_path, content, options, message):
     if content is not None:
         path.write_text(content)
     done = run("fit.py", path, "--out", tmp_path / "out", *options)
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists()
 
 
+def test_a_place_that_cannot_be_written_is_named_before_anything_is_computed(noisy, tmp_path, monkeypatch):
+    monkeypatch.setitem(MAINS["fit.py"].__globals__, "study", lambda *_: pytest.fail("fitted first"))
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/nowhere")):
+        done = run("fit.py", noisy, "--out", place)
+        assert done.returncode == 2
+        assert f"{place}: nothing can be written there" in done.stderr
+
+
 def test_explicit_holdout_that_leaves_too_little_is_an_error(noisy, tmp_path):
     done = run("fit.py", noisy, "--out", tmp_path / "out", "--holdout", "N>=1e8")
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert "too few" in done.stderr or "different values" in done.stderr
 
 
-def test_predict_says_what_is_missing(fitted, tmp_path):
-    assert "needs --tokens" in run("predict.py", fitted[0] / "law.json", "--params", 7e9).stderr
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--params", "7e9"], "needs --tokens"),
+        ([], "needs --params and --tokens"),
+        (["--params", "7B", "--tokens", "140B", "--flops", "1e21"], "give two of --params, --tokens and --flops"),
+        (["--params", "7B", "--tokens", "140B", "--loss", "3"], "reads N and D: leave out --loss"),
+        (["--params", "7B", "--tokens", "1T", "--steps", "9", "--unique-tokens", "1B"], "--unique-tokens"),
+        (["--params", "-7e9", "--tokens", "1"], "--params: '-7e9' is not a positive finite number"),
+        (["--params", "7e9x", "--tokens", "1"], "--params: '7e9x' is not a number such as"),
+        (["--params", "1e206", "--tokens", "1e206"], "beyond any plausible value"),
+        (["--parms", "1"], "unrecognized arguments"),
+    ],
+)
+def test_predict_says_what_is_missing_or_has_no_say(fitted, options, message):
+    done = run("predict.py", fitted[0] / "law.json", *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_files_that_are_no_laws_are_named(tmp_path):
     (tmp_path / "law.json").write_text("{}")
-    assert "missing" in run("predict.py", tmp_path / "law.json", "--params", 1, "--tokens", 1).stderr
-    assert "no such" in run("predict.py", tmp_path / "no.json", "--params", 1, "--tokens", 1).stderr.lower()
+    for name, message in (("law.json", "missing"), ("no.json", "no such")):
+        done = run("predict.py", tmp_path / name, "--params", 1, "--tokens", 1)
+        assert done.returncode == 2
+        assert message in done.stderr.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("7e9", 7e9),
+        ("7B", 7e9),
+        ("2.12B", 2.12e9),
+        ("1_000_000", 1e6),
+        ("250k", 2.5e5),
+        ("1.5T", 1.5e12),
+        ("3e2M", 3e8),
+    ],
+)
+def test_quantities_are_read_as_they_are_printed(text, value):
+    assert quantity(text) == value
+
+
+@given(value=st.floats(1.0, 9.9e15))
+def test_what_the_tables_print_can_be_typed(value):
+    assert quantity(count(value).replace(",", "_")) == pytest.approx(value, rel=0.006)
+
+
+@pytest.mark.parametrize("text", ["", "7Q", "B", "1__0", "1e", "nan", "inf", "0", "-3", "1e999", "7 B B"])
+def test_other_quantities_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        quantity(text)
 
 
 @pytest.mark.parametrize("script", ["fit.py", "predict.py"])
@@ -123,6 +227,7 @@ def test_help_shows_units_and_an_example(script):
     text = run(script, "--help").stdout
     assert "nats per token" in text
     assert f"python scripts/{script}" in text
+    assert "exit status: 0" in text
 
 
 def test_published_table_from_the_command_line(tmp_path):

@@ -186,7 +186,7 @@ def test_curves_that_cannot_be_used_are_named(command, tmp_path, content, messag
     if content is not None:
         path.write_text(content)
     status, printed = command("--fit", path)
-    assert status == 1
+    assert status == 2
     assert message in printed.err
     assert len(printed.err.strip().splitlines()) == 1
 

@@ -216,8 +216,11 @@ def plan(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
 
     def call(*args):
-        monkeypatch.setattr(sys, "argv", ["plan.py", *map(str, args)])
-        return main(), capsys.readouterr()
+        try:
+            status = main([str(a) for a in args])
+        except SystemExit as end:  # argparse
+            status = end.code
+        return status, capsys.readouterr()
 
     return call
 
@@ -229,8 +232,9 @@ def test_the_command_prints_the_best_model_for_a_budget(plan, saved):
     best = best_for(read_law(saved), read_draws(saved), "C", 1e22)
     assert answer["N"]["value"] == pytest.approx(best.N.value)
     assert answer["N"]["low"] == pytest.approx(best.N.low)
+    assert set(answer["C"].values()) == {1e22}
     assert answer["loss"]["low"] < answer["loss"]["loss"] < answer["loss"]["high"]
-    assert "tokens per parameter" in plan(saved, "--params", 7e9)[1].out
+    assert "tokens per parameter" in plan(saved, "--params", "7B")[1].out
 
 
 def test_the_command_proposes_runs_and_writes_a_sweep(plan, saved, tmp_path):
@@ -258,7 +262,7 @@ def test_the_command_proposes_runs_and_writes_a_sweep(plan, saved, tmp_path):
 )
 def test_mistakes_end_in_one_sentence(plan, saved, options, message):
     status, printed = plan(saved, *options)
-    assert status == 1
+    assert status == 2
     assert message in printed.err
     assert len(printed.err.strip().splitlines()) == 1
 

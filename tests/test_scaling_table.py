@@ -123,6 +123,12 @@ def test_definitions_of_n_and_c(tmp_path):
         read_table(path).redefine("non-embedding")
 
 
+def test_thousands_may_be_set_apart_by_underscores(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(HEADER + "1_000_000,2_000_000_000,3.5\n")
+    assert read_table(path).columns["D"][0] == 2e9
+
+
 def test_columns_can_be_renamed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("N,D,val\n1,2,3\n")
