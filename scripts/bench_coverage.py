@@ -36,11 +36,11 @@ def row(grid: Grid, label: str, found: Coverage) -> None:
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--studies", type=int, default=500)
-    parser.add_argument("--draws", type=int, default=300)
+    parser.add_argument("--studies", type=int, default=500, help="simulated studies of each kind (default: 500)")
+    parser.add_argument("--draws", type=int, default=300, help="bootstrap draws of a study (default: 300)")
     parser.add_argument("--sigma", type=float, default=0.01, help="relative noise (default: 0.01)")
-    parser.add_argument("--method", default=METHODS[0], choices=METHODS)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--method", default=METHODS[0], choices=METHODS, help=f"bootstrap (default: {METHODS[0]})")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
     args = parser.parse_args()
     law, started = LAWS["chinchilla"], time.perf_counter()
     grid = Grid("law", "design", "E", "A", "B", "alpha", "beta", "mean", "new", "bias", "failed")

@@ -109,10 +109,10 @@ def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--table", type=Path, help="table to fit (default: simulated)")
-    parser.add_argument("--rows", type=int, default=240, help="rows of the simulated table")
-    parser.add_argument("--draws", type=int, default=4000, help="bootstrap draws")
-    parser.add_argument("--scipy-draws", type=int, default=40, help="draws that scipy is timed on")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--rows", type=int, default=240, help="rows of the simulated table (default: 240)")
+    parser.add_argument("--draws", type=int, default=4000, help="bootstrap draws (default: 4000)")
+    parser.add_argument("--scipy-draws", type=int, default=40, help="draws that scipy is timed on (default: 40)")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats of own timings; the least counts (default: 3)")
     args = parser.parse_args()
     table = read_table(args.table) if args.table else simulated(args.rows)
     law = LAWS["chinchilla"]
