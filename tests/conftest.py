@@ -76,13 +76,18 @@ wandb: {{mode: disabled}}
     return path
 
 
+def free_port() -> int:
+    """A port that nobody listens on at this moment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 class Ranks:
     """The processes of one run, started the way the launcher starts them but without its 5 seconds."""
 
     def __init__(self, world_size: int, arguments: list[str]) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+        port = free_port()
         self.processes = []
         for rank in range(world_size):
             environment = os.environ | {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Ranks, read_record, read_rows, run_ranks
+from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks
 
 from train.files import only_process
 
@@ -171,7 +171,13 @@ def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("victim", ["deepspeed", "deepspeed.launcher.launch"])
 def test_ranks_end_with_their_launcher(victim: str, small_run: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    command = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", "1", "--master_port", "29741"]
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_accelerators",
+        "1",
+        "--master_port",
+        str(free_port()),
+    ]
     arguments = ["scripts/pretrain.py", "--config", str(small_run), "--run-dir", str(run_dir)]
     long_run = ["--train.steps=100000", "--checkpoint.every=10"]
     top = subprocess.Popen(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ROOT, read_record, read_rows, run_ranks
+from conftest import ROOT, free_port, read_record, read_rows, run_ranks
 
 # Largest difference of any logged loss or gradient norm from one process in fp32. fp32 differs by the order of sums;
 # bf16 has 8 bits, so a loss near 5 rounds by up to .02 wherever an activation does, and averages out to less.
@@ -86,7 +86,7 @@ def test_the_deepspeed_launcher_and_a_users_ds_json(
         json.dumps({"train_batch_size": "auto", "zero_optimization": {"stage": 2, "reduce_bucket_size": 1000}})
     )
     launcher = Path(sys.executable).with_name("deepspeed")
-    command = [launcher, "--num_accelerators", "2", "--master_port", "29731", "scripts/pretrain.py"]
+    command = [launcher, "--num_accelerators", "2", "--master_port", str(free_port()), "scripts/pretrain.py"]
     arguments = ["--config", small_run, "--run-dir", tmp_path / "run", "--deepspeed_config", tmp_path / "ds.json"]
     done = subprocess.run(
         [str(part) for part in [*command, *arguments, "--parallel.zero_stage=2"]],
