@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .laws import LAWS
+from .laws import LAWS, Array
 from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
 from .text import count, symbol
 from .traces import Curve, binned
@@ -54,20 +54,21 @@ def _points(axis: Axes, view: View, x: str, scale: Scale) -> None:
     axis.scatter(columns[x], columns["loss"], s=20, c=scale(columns[scale.variable]), ec="white", lw=0.5, zorder=3)
 
 
-def _companion(axis: Axes, view: View, name: str, style: str = "--") -> None:
-    """Kaplan's law in one variable, over the range of the table and a little beyond."""
+def _companion(axis: Axes, view: View, name: str, style: str = "--") -> Array:
+    """Kaplan's law in one variable, over the rows that it was fitted to; returns the losses drawn (may be none)."""
     fit = view.law.get("fits", {}).get(name, {})
-    if "params" not in fit:
-        return
+    rows = np.isin(view.table.rows, fit.get("rows", []))
+    if "params" not in fit or not rows.any():
+        return np.empty(0)
     law = LAWS[name]
     variable = law.variables[0]
-    x = np.geomspace(*span(view.table.columns[variable]), 100)
-    exponent = fit["params"]["alpha"]
-    axis.plot(x, law.evaluate(fit["params"], {variable: x}), style, color=INK, lw=1.3, zorder=4)
-    rows = np.isin(view.table.rows, fit.get("rows", []))
-    columns = view.table.columns
-    axis.scatter(columns[variable][rows], columns["loss"][rows], s=52, fc="none", ec=INK, lw=0.8, zorder=4)
-    axis.plot([], [], style, color=INK, label=f"Kaplan L({variable}), α = {exponent:.3f}")
+    measured, loss = view.table.columns[variable][rows], view.table.columns["loss"][rows]
+    x = np.geomspace(measured.min(), measured.max(), 100)
+    y = law.evaluate(fit["params"], {variable: x})
+    label = f"Kaplan L({variable}), α = {fit['params']['alpha']:.3f}"
+    axis.plot(x, y, style, color=INK, lw=1.3, zorder=4, label=label)
+    axis.scatter(measured, loss, s=52, fc="none", ec=INK, lw=0.8, zorder=4)
+    return y
 
 
 def _main_single(axis: Axes, view: View, variable: str) -> None:
@@ -81,6 +82,7 @@ def _main_single(axis: Axes, view: View, variable: str) -> None:
 def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
     """Loss against N at several D, and against D at several N."""
     with figure(4.9, 1, 2, sharey=True) as (drawn, axes):
+        visible = [view.table.columns["loss"]]
         for axis, x, other in ((axes[0], "N", "D"), (axes[1], "D", "N")):
             _points(axis, view, x, scales[other])
             grid = np.geomspace(*span(view.table.columns[x], 0.12), 120)
@@ -92,13 +94,12 @@ def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
                     axis.plot(grid, band.middle, color=scales[other](value), lw=1.3)
             elif view.declared.variables == (x,):
                 _main_single(axis, view, x)
-            _companion(axis, view, f"kaplan_{x.lower()}")
-            measured = view.table.columns["loss"]
-            low, high = span(measured, 0.12)
-            axis.set_ylim(low, high)
+            visible.append(_companion(axis, view, f"kaplan_{x.lower()}"))
+            _value_key(axis, scales[other])
+        for axis, x in zip(axes, "ND", strict=True):
+            axis.set_ylim(*span(np.concatenate(visible), 0.12))
             log_axis(axis.yaxis, "loss")
             log_axis(axis.xaxis, x)
-            _value_key(axis, scales[other])
         axes[1].set_ylabel("")
     return drawn
 
@@ -127,8 +128,8 @@ def compute(view: View, scale: Scale) -> Figure:
             axis.plot(C, band.middle, color=LAW, lw=2.2, label="least loss at a budget, by the law")
         elif view.declared.variables == ("C",):
             _main_single(axis, view, "C")
-        _companion(axis, view, "kaplan_c")
-        axis.set_ylim(*span(columns["loss"], 0.12))
+        line = _companion(axis, view, "kaplan_c")
+        axis.set_ylim(*span(np.concatenate([columns["loss"], line]), 0.12))
         axis.set_xlim(*span(columns["C"], 0.1))
         log_axis(axis.yaxis, "loss")
         log_axis(axis.xaxis, "C")

@@ -99,6 +99,7 @@ def _law_section(source: Source) -> Section:
         f"colour, and the bands its {source.level} intervals. "
         "The dashed line is Kaplan's law in one variable, fitted to the ringed dots, which nothing at their left beats."
     )
+    caption += _between_curves(source.scales)
     if "U" in view.declared.variables:
         caption += " The lines are for tokens that are never repeated; dots of repeated data lie above them."
     compute = (
@@ -113,6 +114,18 @@ def _law_section(source: Source) -> Section:
         *picture("law_c", "Loss against compute", compute, plots_law.compute(source.view, source.scales["N"])),
     ]
     return Section("law", "The law and its data", [], pictures)
+
+
+def _between_curves(scales: Mapping[str, Scale]) -> str:
+    """Says which dots have no curve of their own, where the values are too many for one each."""
+    parts = [
+        f"{len(scale.shown())} of the {len(scale.values)} values of {name}"
+        for name, scale in scales.items()
+        if len(scale.shown()) < len(scale.values)
+    ]
+    if not parts:
+        return ""
+    return f" Curves are drawn for {' and '.join(parts)}; a dot of a value between two of them has a colour between theirs."
 
 
 def _c_words(source: Source) -> str:

@@ -6,7 +6,6 @@ All three see the same tokens, and take turns of a few steps, so that the noise 
 import argparse
 import json
 import math
-import os
 import statistics
 import sys
 import time
@@ -178,7 +177,6 @@ def main(arguments: list[str] | None = None) -> int:
         "wandb": {"mode": "disabled"},
     }
     run = build(RunConfig, tree, "command line", expand=expand_run)
-    os.environ.setdefault("MASTER_PORT", "29499")
     topology = launched_topology(1)
     connect(topology)
     speeds = time_turns(run, topology, options.turns, options.steps)

@@ -147,13 +147,12 @@ def write_run(directory: Path, kind: str, steps: int) -> Path:
 
 
 @pytest.fixture
-def command(monkeypatch, capsys):
+def command(capsys):
     """scripts/curves.py, called in this process."""
     main = runpy.run_path(str(ROOT / "scripts/curves.py"), run_name="curves")["main"]
 
     def call(*args):
-        monkeypatch.setattr(sys, "argv", ["curves.py", *map(str, args)])
-        return main(), capsys.readouterr()
+        return main([str(a) for a in args]), capsys.readouterr()
 
     return call
 
