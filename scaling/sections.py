@@ -125,7 +125,8 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
     ]
     if not parts:
         return ""
-    return f" Curves are drawn for {' and '.join(parts)}; a dot of a value between two of them has a colour between theirs."
+    drawn = " and ".join(parts)
+    return f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
 
 
 def _c_words(source: Source) -> str:

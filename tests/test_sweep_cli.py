@@ -102,6 +102,7 @@ def test_a_real_ladder_of_two(tmp_path):
         "--axes.model.size=[tiny-1k,tiny-3k]",
         "--train.tokens=8192",
         "--evaluate.tokens=2048",
+        "--points=[]",
         "--data.max_bytes=2_000_000",
         f"--data.directory={tmp_path / 'corpora'}",
         "--wandb.mode=disabled",
