@@ -97,7 +97,8 @@ def _law_section(source: Source) -> Section:
     caption = (
         "Dots are measurements. Coloured lines are the fitted law with the other variable held at the value of that "
         f"colour, and the bands its {source.level} intervals. "
-        "The dashed line is Kaplan's law in one variable, fitted to the ringed dots, which nothing at their left beats."
+        "The dashed line is Kaplan's law in one variable, fitted to the ringed dots, which nothing at their left "
+        "beats, and drawn over their range."
     )
     caption += _between_curves(source.scales)
     if "U" in view.declared.variables:

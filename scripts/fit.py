@@ -88,6 +88,8 @@ def point(args: argparse.Namespace) -> dict[str, float] | None:
         return None
     if args.params is None or args.tokens is None:
         raise FitError("--params and --tokens go together")
+    if not args.sensitivity:
+        raise FitError("--params and --tokens name the model that --sensitivity follows; add it, or leave them out")
     return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
 
 

@@ -100,6 +100,14 @@ def test_fit_works_without_torch_and_writes_the_stable_keys(fitted):
     assert "law.json" in printed
 
 
+def test_every_key_is_documented(fitted):
+    told = (ROOT / "docs" / "law.md").read_text()
+    law = json.loads((fitted[0] / "law.json").read_text())
+    nested = [key for part in ("certificate", "bootstrap", "profile_E", "backtest", "forecasts") for key in law[part]]
+    missing = [k for k in (*law, *nested, *law["holdout"][0]) if f"`{k}`" not in told and f".{k}`" not in told]
+    assert missing == []
+
+
 def test_predict_prints_a_loss_inside_its_interval(fitted):
     done = run_without_torch("predict.py", fitted[0] / "law.json", "--params", "7B", "--tokens", 140e9, "--json")
     assert done.returncode == 0, done.stderr
@@ -135,6 +143,7 @@ LOSSES = "".join(f"{n},{d},{{}}\n" for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10,
         (HEAD + "1,2,3\n", ["--level", "90"], "between 0 and 1"),
         (HEAD + "1,2,3\n", ["--draws", "7"], "at least 100"),
         (HEAD + "1,2,3\n", ["--params", "7B"], "--params and --tokens go together"),
+        (HEAD + "1,2,3\n", ["--params", "7B", "--tokens", "1T"], "--sensitivity"),
         (HEAD + "1,2,3\n", ["--delta", "-1"], "delta must be positive"),
         (HEAD + "1,2,3\n", ["--n-definition", "non-embedding"], "N_non_embedding"),
         (HEAD + "1,2,3\n", ["--law", "hoffmann"], "invalid choice"),

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from scaling_tables import TABLES, TRUTH, simulated, table
 
-from scaling import plots, text, traces
+from scaling import plots, plots_law, text, traces
 from scaling.artifact import plain
 from scaling.laws import LAWS
 from scaling.report import write_report
@@ -218,6 +218,20 @@ def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
     np.testing.assert_allclose(view.best(C).middle, LAW.evaluate(TRUTH, {"N": N, "D": D}), rtol=1e-5)
 
 
+def test_every_ringed_dot_and_the_line_through_them_are_inside_the_panel():
+    data = simulated(noise=0.003)
+    result = study(data, Options(draws=100, holdout="none", average=False))
+    view = View(plain(result.law), data, result.draws)
+    drawn = plots_law.slices(view, {k: plots.Scale(k, data.columns[k]) for k in "ND"})
+    for axis, name in zip(drawn.axes, "ND", strict=True):
+        (line,) = [x for x in axis.lines if x.get_label().startswith("Kaplan")]
+        (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
+        assert low < line.get_ydata().min() < line.get_ydata().max() < high
+        assert left < line.get_xdata().min() < line.get_xdata().max() < right
+        rows = np.isin(data.rows, result.law["fits"][f"kaplan_{name.lower()}"]["rows"])
+        assert line.get_xdata().max() == pytest.approx(data.columns[name][rows].max())
+
+
 def test_bands_hold_the_share_of_draws_that_they_promise():
     rng = np.random.default_rng(0)
     draws = {k: v * np.exp(0.01 * rng.standard_normal(400)) for k, v in TRUTH.items()}
@@ -269,5 +283,6 @@ def test_a_published_table_is_reported(tmp_path):
     result = study(data, Options(draws=100, average=False))
     path = write_report(plain(result.law), data, result.draws, None, tmp_path)
     assert "agree within their intervals" in Page(path).text
+    assert "Curves are drawn for 5 of the" in Page(path).text
     assert (path.parent / "isoflop.png").exists()
     assert path.stat().st_size < 5_000_000
