@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
 from .laws import LAWS, Array, Law
+from .table import LEAST, MOST
 from .uncertainty import interval
 
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken
@@ -56,6 +57,8 @@ def best_for(law: Mapping[str, Any], draws: Mapping[str, Array], given: str, val
     declared = LAWS[law["law"]]
     if not (np.isfinite(value) and value > 0):
         raise PlanError(f"{given} must be a positive number, not {value}")
+    if not LEAST <= value <= MOST:
+        raise PlanError(f"{given} = {value:g} is beyond any plausible value")
     point: dict[str, Array] = {k: np.array([[float(v)]]) for k, v in law["params"].items()}
     samples = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
     middle, drawn = ({k: v[:, 0] for k, v in _solve(declared, p, given, value).items()} for p in (point, samples))

@@ -38,6 +38,8 @@ from scaling.planning import Best, Candidates, Design, PlanError, best_for, desi
 from scaling.sweepfile import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.text import count, flops, significant
 
+RUNS = 3
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -62,7 +64,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--target-params", type=quantity, metavar="N", help="parameters of the model to forecast")
     add("--target-tokens", type=quantity, metavar="D", help="tokens of the model to forecast")
     add("--budget", type=quantity, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)")
-    add("--runs", type=int, default=3, help="runs to propose at most (default: 3)")
+    add("--runs", type=int, help=f"runs to propose at most (default: {RUNS})")
     add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
     add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
     add("--json", action="store_true", help="print one JSON object")
@@ -77,8 +79,9 @@ def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str
     if not np.isfinite(6 * N * D):
         raise PlanError(f"--target-params {N:g} and --target-tokens {D:g} are beyond any plausible value")
     budget = 0.6 * N * D if args.budget is None else args.budget
-    if args.runs < 1:
-        raise PlanError(f"--runs must be at least 1, not {args.runs}")
+    runs_wanted = RUNS if args.runs is None else args.runs
+    if runs_wanted < 1:
+        raise PlanError(f"--runs must be at least 1, not {runs_wanted}")
     target = {"N": N, "D": D, "U": D, "C": 6 * N * D}
     setting, found = None, []
     if args.like:
@@ -90,7 +93,7 @@ def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str
     else:
         possible = grid(law, target, budget)
     possible = pick(possible, allowed(law, possible))
-    chosen = design(law, draws, target, possible, budget, args.runs)
+    chosen = design(law, draws, target, possible, budget, runs_wanted)
     runs = pick(possible, np.array([s.candidate for s in chosen.steps]))
     return Proposal(chosen, runs, found, setting, target)
 
@@ -170,6 +173,11 @@ def run(args: argparse.Namespace) -> None:
     wants_runs = args.target_params is not None or args.target_tokens is not None
     if given is None and not wants_runs:
         raise PlanError("say what to plan: --flops, --params, --tokens, or --target-params with --target-tokens")
+    idle = [f"--{k}" for k in ("budget", "runs", "like") if getattr(args, k) is not None]
+    if idle and not wants_runs:
+        raise PlanError(
+            f"{idle[0]} is about runs to propose: name --target-params and --target-tokens, or leave it out"
+        )
     if args.write and not (args.like and wants_runs):
         raise PlanError("--write needs a target and --like SWEEP.yaml, which says what the runs have in common")
     best = loss = proposal = None
