@@ -141,7 +141,7 @@ def test_finished_runs_of_a_size_make_a_trace():
 def chinchilla():
     """The study of the Chinchilla points as extracted by K. Takano."""
     data = read_table(TABLES / "kyo_takano.csv")
-    result = study(data, Options(holdout="none", draws=100))
+    result = study(data, Options(holdout="none", draws=100, average=False))
     return View(result.law, data, result.draws)
 
 

@@ -85,7 +85,7 @@ def tables(draw: st.DrawFn) -> Table:
     return table(columns, draw(st.lists(st.sampled_from("abc"), min_size=n, max_size=n)))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=120, deadline=None, derandomize=True)
 @given(points=tables(), law=st.sampled_from([k for k in LAWS if LAWS[k].response == "loss"]))
 def test_any_positive_table_is_fitted_or_refused(points, law):
     refusal = ""

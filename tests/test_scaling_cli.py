@@ -240,7 +240,9 @@ def test_help_shows_units_and_an_example(script):
 
 
 def test_published_table_from_the_command_line(tmp_path):
-    done = run("fit.py", TABLES / "kyo_takano.csv", "--out", tmp_path, "--draws", 200)
+    done = run(
+        "fit.py", TABLES / "kyo_takano.csv", "--out", tmp_path, "--draws", 200, "--no-average", "--holdout", "none"
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "law.json").read_text())["certificate"]["objective"] <= 0.00084009313
 
