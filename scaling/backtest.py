@@ -61,7 +61,7 @@ def held_out(table: Table, holdout: str = HOLDOUT) -> NDArray[np.bool_]:
         return np.zeros(len(table), dtype=bool)
     if holdout == HOLDOUT:
         out = table.columns["N"] == table.columns["N"].max()
-    elif match := _COMPUTE.fullmatch(holdout):
+    elif (match := _COMPUTE.fullmatch(holdout)) and float(match[1]) >= 1:
         out = C.max() / float(match[1]) * (1 + 1e-12) < C
     elif match := _CONDITION.fullmatch(holdout):
         values, bound = table.columns[match[1]], float(match[3])

@@ -24,6 +24,7 @@ Array = NDArray[np.float64]
 REQUIRED = ("N", "D", "loss")
 # Columns that some law, weight or switch reads; other columns of a table are ignored.
 OPTIONAL = ("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed")
+TEXT = ("run", "complete", "tainted")
 MAY_BE_ZERO = ("weight", "score", "warmup", "seed", "stderr", "N_head")
 LEAST, MOST = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
 # Field of a training record -> column. `flops` is exact: attention and head included, embedding look-up not.
@@ -140,7 +141,10 @@ def read_table(path: str | Path, rename: Mapping[str, str] | None = None) -> Tab
     if not content:
         raise TableError(f"{path}: the file is empty")
     records = readers[path.suffix.lower()](path)
+    known = (*REQUIRED, *OPTIONAL, *TEXT)
     for name, column in (rename or {}).items():
+        if name not in known:
+            raise TableError(f"there is no column {name!r} to fill from {column!r}: the names are {', '.join(known)}")
         if records and not any(column in record for record in records):
             raise TableError(f"{path}: there is no column {column!r} to read {name} from")
         records = [{**record, name: record.get(column)} for record in records]

@@ -29,7 +29,7 @@ from scaling.laws import LAWS
 from scaling.noise import WEIGHTS
 from scaling.registry import tally
 from scaling.study import Options, study
-from scaling.table import C_DEFINITIONS, N_DEFINITIONS, TableError, read_table
+from scaling.table import C_DEFINITIONS, MOST, N_DEFINITIONS, TableError, read_table
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
 
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
@@ -68,6 +68,10 @@ def pairs(items: list[str], option: str) -> dict[str, str]:
     for item in items:
         if "=" not in item:
             raise FitError(f"{option} {item!r}: write NAME=VALUE")
+    names = [item.split("=", 1)[0] for item in items]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise FitError(f"{option} names {twice[0]} twice")
     return dict(item.split("=", 1) for item in items)
 
 
@@ -90,6 +94,8 @@ def point(args: argparse.Namespace) -> dict[str, float] | None:
         raise FitError("--params and --tokens go together")
     if not args.sensitivity:
         raise FitError("--params and --tokens name the model that --sensitivity follows; add it, or leave them out")
+    if max(args.params, args.tokens) > MOST:
+        raise FitError(f"--params {args.params:g} and --tokens {args.tokens:g} are beyond any plausible value")
     return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
 
 
