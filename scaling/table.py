@@ -125,6 +125,8 @@ def read_table(path: str | Path, rename: Mapping[str, str] | None = None) -> Tab
     TableError; for a file, any cell of a needed column that is not a positive finite number is one.
     """
     path = Path(path)
+    if rename and (path.is_dir() or path.name == "record.json"):
+        raise TableError(f"{path}: the fields of a record have fixed names; columns can be named for a file only")
     if path.is_dir():
         return _read_runs(path, sorted(p for p in path.iterdir() if p.is_dir()))
     if not path.exists():

@@ -133,5 +133,7 @@ def test_columns_can_be_renamed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("N,D,val\n1,2,3\n")
     assert read_table(path, {"loss": "val"}).columns["loss"][0] == 3
+    with pytest.raises(TableError, match="fixed names"):
+        read_table(tmp_path, {"loss": "val"})
     with pytest.raises(TableError, match="no column 'value'"):
         read_table(path, {"loss": "value"})
