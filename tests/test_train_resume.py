@@ -72,9 +72,10 @@ def test_killed_and_started_again_is_identical(
 def stopped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A whole run, and a copy of it as it was after step 20 with checkpoints at 10 and 20."""
     folder = tmp_path_factory.mktemp("stopped")
-    run_ranks(1, small_run, folder / "whole", "--checkpoint.every=10")
+    run_ranks(1, small_run, folder / "whole", "--checkpoint.every=10", "--checkpoint.keep=3")
     shutil.copytree(folder / "whole", folder / "stopped")
     (folder / "stopped/record.json").unlink()
+    shutil.rmtree(folder / "stopped/checkpoints/step-00000030")
     return folder / "whole", folder / "stopped"
 
 
