@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from data.batches import Windows, repetition, target_bytes
+from data.shards import Corpus
 from model.counts import count_parameters
 from train.config import RunConfig
 from train.topology import Topology, uses_gpu
@@ -106,6 +108,20 @@ def make_record(
         "device": device_name(),
         **data,
         **_versions(),
+    }
+
+
+def describe_data(run: RunConfig, corpus: Corpus, windows: Windows) -> dict[str, Any]:
+    """Return what `make_record` is told of the data: how much of it was read, and how it was measured."""
+    repeated = repetition(corpus, run.train.sequence_length, run.tokens)
+    tokens = len(windows) * windows.sequence_length
+    return {
+        "validation_tokens": tokens,
+        "validation_bytes_per_token": target_bytes(corpus, windows) / tokens,
+        "epochs": repeated.epochs,
+        "unique_tokens": repeated.unique_tokens,
+        "corpus": corpus.directory.name,
+        "corpus_fingerprint": corpus.fingerprint,
     }
 
 
