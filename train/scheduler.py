@@ -19,14 +19,13 @@ from train.ports import ReservedPort, reserve_port
 from train.processes import processes_of, start_guard, stop
 from train.runstate import RunState, complete_record, read_state
 from train.slots import Pool, Slot
+from train.status import HOPELESS
 from train.stored import require_unchanged, store_config
 from train.sweep import Run
 
 Command = Callable[[Run, Slot, int], list[str]]
 """(run, slot, port) -> the command that trains the run."""
 
-# Exit statuses of scripts/pretrain.py after which another attempt would end the same way.
-_USER_ERROR, _DIVERGED = 2, 3
 _POLL = 0.2  # seconds
 
 
@@ -199,7 +198,7 @@ class _Scheduler:
         reason = _reason(code)
         reason += f": {lines[-1]}" if code > 0 and lines else ""
         note_event(self.config.directory, run.name, "failed", code=code, reason=reason, seconds=seconds)
-        again = code not in (_USER_ERROR, _DIVERGED) and launched.attempt <= self.config.retries
+        again = code not in HOPELESS and launched.attempt <= self.config.retries
         self.progress.say(f"{run.name}: failed, {reason}" + ("; launching it again" if again else ""))
         if not again:
             self.failures.append(Failure(run, reason, lines))

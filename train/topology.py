@@ -61,7 +61,9 @@ def launched_topology(pipeline_stages: int) -> Topology:
 
 
 def connect(topology: Topology) -> None:
-    """Join the process group: NCCL on GPUs, gloo on CPUs."""
+    """Join the process group, unless joined already: NCCL on GPUs, gloo on CPUs."""
+    if torch.distributed.is_initialized():
+        return
     if not uses_gpu():
         os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed

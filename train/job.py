@@ -1,0 +1,86 @@
+"""One run in processes that the launcher has started: check everything, connect, train."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+from configs.reader import ConfigError, Problem, dump_yaml
+from data.prepare import prepare
+from data.shards import Corpus, open_corpus
+from train.config import RunConfig, batch_problem
+from train.ds_config import derive, merge_user_config, read_user_config
+from train.files import only_process, write_atomic
+from train.status import DIVERGED, NO_CHECKPOINT, complain
+from train.stored import changed_keys
+from train.topology import Topology, connect, launched_topology
+
+
+def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None = None) -> int:
+    """Train `run` in this process and those that were launched with it; return the exit status.
+
+    The processes are connected when everything has been checked, unless they are already.
+
+    Args:
+        run: the run.
+        run_dir: where everything of the run goes.
+        source: where the run's keys were written, for messages.
+        user_ds_config: the user's own DeepSpeed configuration.
+
+    Raises:
+        ConfigError, ValueError, BlockingIOError: for a mistake in the input; nothing has been changed.
+        DataError: when text, a tokenizer or a prepared corpus cannot be used.
+    """
+    topology = launched_topology(run.parallel.pipeline_stages)
+    problem = batch_problem(run, topology.data_parallel)
+    if problem:
+        raise ConfigError([Problem(source, "", problem)])
+    ds_config = derive(run, topology.data_parallel)
+    if user_ds_config is not None:
+        ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
+    _require_unchanged(run, run_dir)
+    corpus = _open_corpus(run, topology, source)
+
+    with ExitStack() as stack:
+        if topology.is_main:
+            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=15))
+        if _is_complete(run_dir):
+            if topology.is_main:
+                print(f"{run_dir}: complete already; delete it to train again")
+            return 0
+        if topology.is_main:
+            write_atomic(run_dir / "config.yaml", dump_yaml(run))
+        connect(topology)
+        # Importing deepspeed takes seconds; the mistakes above are told before.
+        from train.checkpoint import CheckpointError
+        from train.loop import TrainingDiverged, train
+
+        try:
+            train(run, run_dir, corpus, topology, ds_config)
+        except TrainingDiverged as error:
+            return complain(str(error), DIVERGED)
+        except CheckpointError as error:
+            return complain(str(error), NO_CHECKPOINT)
+    return 0
+
+
+def _open_corpus(run: RunConfig, topology: Topology, source: str) -> Corpus:
+    corpus = open_corpus(prepare(run.data, progress=topology.is_main), verify=topology.local_rank == 0)
+    if corpus.vocab_size > run.model.vocab_size:
+        message = f"{run.model.vocab_size} is less than the corpus's {corpus.vocab_size}, which is the nearest"
+        raise ConfigError([Problem(source, "model.vocab_size", message)])
+    return corpus
+
+
+def _is_complete(run_dir: Path) -> bool:
+    try:
+        return bool(json.loads((run_dir / "record.json").read_text())["complete"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _require_unchanged(run: RunConfig, run_dir: Path) -> None:
+    """Refuse to continue a run under another configuration. Raises `ConfigError` naming the keys."""
+    message = "this directory holds a run with {old}, not {new}; take another --run-dir, or delete this one"
+    changed = changed_keys(run, run_dir / "config.yaml")
+    if changed:
+        raise ConfigError([Problem(str(run_dir), key, message.format(old=old, new=new)) for key, old, new in changed])
