@@ -36,7 +36,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
     engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
     windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
     validation, to_nats_per_token = validation_batches(windows, run, topology)
-    first_step = checkpoint.resume(engine, run_dir, topology)
+    first_step = checkpoint.resume(engine, run, run_dir, topology).step
     report = Reporter(run, run_dir, topology, first_step) if topology.is_main else None
 
     val_loss = None
@@ -58,7 +58,7 @@ def train(run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_
             if report is not None:
                 report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, val_loss)
         if saves:
-            checkpoint.save(engine, run_dir, done, run.checkpoint.keep, topology)
+            checkpoint.save(engine, run, run_dir, done, {}, topology)
         if evaluates or saves:
             clock.restart(done)
 
