@@ -5,6 +5,7 @@ function walks over chunks of positions, and in the forward pass already turns e
 gradients of the states and of the output weight (the idea of Liger Kernel, Hsu et al. 2024, arXiv 2410.10989).
 """
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -14,56 +15,70 @@ from torch import Tensor
 IGNORE = -100
 """Target of a position that does not count (padding of the last evaluation batch)."""
 
-_CHUNK_LOGITS = 2**22
-"""Logits held at once: 16 MB in fp32, small enough to stay near the processor on a CPU."""
+_CHUNK_LOGITS = {"cpu": 2**20, "cuda": 2**28}
+"""Logits held at once. On a CPU 4 MB in fp32, which stay in the cache. On a GPU about 5,000 positions of GPT-2's
+vocabulary: matrix products large enough to fill it, in some 2 GB of its memory."""
+
+
+def _softmax(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-probabilities (N, 1) of the targets in fp32, and all probabilities (N, V) in the logits' dtype."""
+    log_p_NV = F.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+    log_p_N1 = log_p_NV.gather(1, targets_N1)
+    return log_p_N1, log_p_NV.exp_().type_as(logits_NV)
+
+
+@cache
+def _compiled_softmax() -> Any:
+    # Compiled, the logits are read and the probabilities written once; on a GPU these passes over N x V numbers would
+    # otherwise take longer than the matrix products around them.
+    return torch.compile(_softmax)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor) -> Tensor:
-        chunk = max(1, _CHUNK_LOGITS // weight_VD.shape[0])
-        needs_gradient = any(ctx.needs_input_grad)
+    def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
+        N, V = x_ND.shape[0], weight_VD.shape[0]
+        chunks = -(-N * V // _CHUNK_LOGITS[x_ND.device.type])
+        chunk = -(-N // chunks)  # equal chunks, so that a compiled softmax sees one shape
+        softmax = _compiled_softmax() if compiled else _softmax
+        counted_N1 = (targets_N != IGNORE)[:, None]
+        targets_N1 = targets_N[:, None].where(counted_N1, 0)
         total = torch.zeros((), dtype=torch.float64, device=x_ND.device)
+        needs_gradient = any(ctx.needs_input_grad)
         grad_x = torch.empty_like(x_ND) if needs_gradient else None
         grad_weight = torch.zeros_like(weight_VD, dtype=torch.float32) if needs_gradient else None
-        for start in range(0, x_ND.shape[0], chunk):
+        for start in range(0, N, chunk):
             rows = slice(start, start + chunk)
-            logits = F.linear(x_ND[rows], weight_VD).float()
-            log_z = logits.logsumexp(dim=-1)
-            counted = targets_N[rows] != IGNORE
-            target = targets_N[rows].where(counted, 0)[:, None]
-            nats = (log_z - logits.gather(1, target)[:, 0]) * counted
-            total += nats.sum()
+            log_p, slope = softmax(F.linear(x_ND[rows], weight_VD), targets_N1[rows])
+            total -= (log_p * counted_N1[rows]).sum()
             if grad_x is not None and grad_weight is not None:
                 # d nats / d logits = softmax - onehot. Kept undivided, in [-1, 1], so that fp16 does not underflow.
-                slope = logits.sub_(log_z[:, None]).exp_()
-                slope.scatter_add_(1, target, slope.new_full(target.shape, -1.0))
-                slope = (slope * counted[:, None]).type_as(x_ND)
+                slope.scatter_(1, targets_N1[rows], log_p.expm1().type_as(slope))
                 grad_x[rows] = slope @ weight_VD
-                grad_weight += (slope.T @ x_ND[rows]).float()
-        if grad_x is not None and grad_weight is not None:
-            ctx.save_for_backward(grad_x, grad_weight)
+                grad_weight += slope.T @ (x_ND[rows] * counted_N1[rows])
+        if needs_gradient:
+            ctx.save_for_backward(grad_x, grad_weight, counted_N1)
             ctx.weight_dtype = weight_VD.dtype
-        ctx.positions = targets_N.numel()
-        return (total / ctx.positions).float()
+        return (total / N).float()
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None]:
-        grad_x, grad_weight = ctx.saved_tensors
-        scale = upstream[0].float() / ctx.positions
-        return (grad_x.float() * scale).type_as(grad_x), (grad_weight * scale).to(ctx.weight_dtype), None
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        grad_x, grad_weight, counted_N1 = ctx.saved_tensors
+        scale = upstream[0].float() / len(grad_x)
+        return (grad_x * (scale * counted_N1)).type_as(grad_x), (grad_weight * scale).to(ctx.weight_dtype), None, None
 
 
-def next_token_loss(states: tuple[Tensor, Tensor], targets_BT: Tensor) -> Tensor:
+def next_token_loss(states: tuple[Tensor, Tensor], targets_BT: Tensor, compiled: bool = False) -> Tensor:
     """Mean cross-entropy in nats per position.
 
     Args:
         states: final states (B, T, D) and the output weight (V, D).
         targets_BT: next tokens; `IGNORE` marks positions that count as zero nats. The sum is divided by B x T all
             the same, so that averages over micro-batches of one shape add up exactly.
+        compiled: compile the softmax with torch.compile.
 
     Returns:
         A scalar in fp32.
     """
     x_BTD, weight_VD = states
-    return _ChunkedCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten())
+    return _ChunkedCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), compiled)

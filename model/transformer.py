@@ -57,6 +57,15 @@ def rotate(x_BHTK: Tensor, theta: float) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BHTK)
 
 
+def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
+    """Average the values of the positions up to each one, weighted by softmax(q k / sqrt(K)); (B, H, T, K)."""
+    dtype = q_BHTK.dtype
+    if dtype == torch.bfloat16 and q_BHTK.device.type == "cpu":
+        # PyTorch's attention on a CPU takes more than twice as long in bf16 as in fp32.
+        q_BHTK, k_BHTK, v_BHTK = q_BHTK.float(), k_BHTK.float(), v_BHTK.float()
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True).to(dtype)
+
+
 class Attention(nn.Module):
     """Causal multi-head self-attention (Vaswani et al. 2017)."""
 
@@ -77,7 +86,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.theta is not None:
             q, k = rotate(q, self.theta), rotate(k, self.theta)
-        mixed_BHTK = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        mixed_BHTK = causal_attention(q, k, v)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
 
 
@@ -139,6 +148,13 @@ class Block(nn.Module):
         return x_BTD + self.mlp(self.mlp_norm(x_BTD))
 
 
+def compile_blocks(module: nn.Module) -> None:
+    """Have torch.compile compile every `Block` of `module`, each by itself: compiled once, whatever the depth."""
+    for layer in module.modules():
+        if isinstance(layer, Block):
+            layer.compile()
+
+
 class FinalNorm(Norm):
     """The normalisation before the output projection."""
 
@@ -170,15 +186,19 @@ class GPT(nn.Module):
     Parameters are uninitialised; `model.init.initialise` fills them.
     """
 
-    def __init__(self, config: ModelConfig, checkpoint_blocks: bool = False) -> None:
+    def __init__(self, config: ModelConfig, checkpoint_blocks: bool = False, compiled: bool = False) -> None:
+        """Build the model; it may recompute blocks in the backward pass, and be compiled by torch.compile."""
         super().__init__()
         self.config = config
         self.checkpoint_blocks = checkpoint_blocks
+        self.compiled = compiled
         self.embedding = Embedding(config)
         self.positions = Positions(config) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = FinalNorm(config)
         self.readout = None if config.tied else Readout(config)
+        if compiled:
+            compile_blocks(self)
 
     def states(self, tokens_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return the final states (B, T, D) and the output weight (V, D)."""
@@ -197,4 +217,4 @@ class GPT(nn.Module):
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean loss in nats per position (see `next_token_loss`)."""
-        return next_token_loss(self.states(tokens_BT), targets_BT)
+        return next_token_loss(self.states(tokens_BT), targets_BT, self.compiled)

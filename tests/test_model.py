@@ -123,7 +123,7 @@ def test_no_position_sees_the_future(keys: dict[str, Any]) -> None:
 @pytest.mark.parametrize("rows", [1, 7, 4096], ids=["chunks-of-1", "chunks-of-7", "one-chunk"])
 def test_chunked_loss_equals_cross_entropy(keys: dict[str, Any], rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     config = make_config(**keys)
-    monkeypatch.setattr("model.loss._CHUNK_LOGITS", rows * config.vocab_size)
+    monkeypatch.setattr("model.loss._CHUNK_LOGITS", {"cpu": rows * config.vocab_size})
     chunked, naive = make_model(config).double(), make_model(config).double()
     tokens = torch.randint(300, (3, 21), generator=torch.Generator().manual_seed(2))
     loss = chunked(tokens[:, :-1], tokens[:, 1:])
@@ -143,6 +143,23 @@ def test_ignored_targets_count_as_zero_nats() -> None:
     whole = [next_token_loss((states[0][:, i : i + 1], states[1]), targets[:, i : i + 1]).item() for i in range(4)]
     targets[0, 1] = IGNORE
     assert next_token_loss(states, targets).item() == pytest.approx((whole[0] + whole[2] + whole[3]) / 4, rel=1e-5)
+
+
+def test_ignored_targets_have_no_gradient() -> None:
+    x, weight = torch.randn(1, 4, 8), torch.randn(5, 8)
+    targets = torch.tensor([[1, IGNORE, 3, 4]])
+    counted = targets[0] != IGNORE
+
+    def gradients(x: torch.Tensor, targets: torch.Tensor) -> list[torch.Tensor]:
+        states = x.clone().requires_grad_(), weight.clone().requires_grad_()
+        next_token_loss(states, targets).backward()
+        return [state.grad * targets.numel() for state in states if state.grad is not None]
+
+    grad_x, grad_weight = gradients(x, targets)
+    expected_x, expected_weight = gradients(x[:, counted], targets[:, counted])
+    assert not grad_x[0, 1].any()
+    assert torch.allclose(grad_x[:, counted], expected_x)
+    assert torch.allclose(grad_weight, expected_weight)
 
 
 def test_loss_gradient_survives_fp16_scale() -> None:

@@ -25,7 +25,7 @@ class TrainConfig:
     tokens: int | None = None
     """Training tokens D, rounded up to whole steps; give this or `steps`."""
     compile: bool = False
-    """Compile the blocks with torch.compile."""
+    """Compile the blocks and the loss with torch.compile."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the rest in the backward pass."""
 

@@ -10,7 +10,7 @@ from deepspeed.runtime.pipe.engine import PipelineEngine
 from torch import Tensor, nn
 
 from model.init import initialise
-from model.transformer import GPT, Block
+from model.transformer import GPT
 from train.config import RunConfig
 from train.optimizer import ClippingAdamW, adamw
 from train.pipeline import build_pipeline, pipeline_parameters
@@ -34,16 +34,12 @@ def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) 
     stages = None
     module: Any
     if run.parallel.pipeline_stages > 1:
-        module = build_pipeline(run.model, run.parallel.pipeline_stages, run.train.activation_checkpointing)
+        module = build_pipeline(run.model, run.parallel.pipeline_stages, run.train)
         stages = module._grid.get_pipe_parallel_group()
     else:
-        module = GPT(run.model, checkpoint_blocks=run.train.activation_checkpointing)
+        module = GPT(run.model, run.train.activation_checkpointing, run.train.compile)
     parameters = list(named_parameters(module, run))
     initialise(parameters, run.model, run.seed)
-    if run.train.compile:
-        for layer in module.modules():
-            if isinstance(layer, Block):
-                layer.compile()
     plain_fp32 = run.precision == "fp32" and run.zero_stage == 0
     optimizer = ClippingAdamW(parameters, run.optimizer, stages) if plain_fp32 else adamw(parameters, run.optimizer)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)

@@ -1,13 +1,15 @@
 """The model as a DeepSpeed pipeline, made of the same layers as `model.transformer.GPT`."""
 
 from collections.abc import Iterator
+from functools import partial
 
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from model.config import ModelConfig
 from model.loss import next_token_loss
-from model.transformer import Block, Embedding, FinalNorm, Positions, Readout
+from model.transformer import Block, Embedding, FinalNorm, Positions, Readout, compile_blocks
+from train.config import TrainConfig
 
 
 def _tied_readout(embedding: Embedding, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
@@ -30,19 +32,21 @@ def _layers(config: ModelConfig) -> list[tuple[str, LayerSpec]]:
     return [*layers, ("readout", LayerSpec(Readout, config))]
 
 
-def build_pipeline(config: ModelConfig, stages: int, checkpoint_blocks: bool) -> PipelineModule:
+def build_pipeline(config: ModelConfig, stages: int, train: TrainConfig) -> PipelineModule:
     """Build this rank's stage; blocks are shared out evenly. Needs an initialised process group."""
     module = PipelineModule(
         [spec for _, spec in _layers(config)],
         num_stages=stages,
-        loss_fn=next_token_loss,
+        loss_fn=partial(next_token_loss, compiled=train.compile),
         partition_method="type:Block",
-        activation_checkpoint_interval=int(checkpoint_blocks),
+        activation_checkpoint_interval=int(train.activation_checkpointing),
         checkpointable_layers=["Block"],
     )
     if config.tied and module.stage_id > 0:
         for parameter in module.tied_modules.parameters():
             parameter.is_tied_copy = True
+    if train.compile:
+        compile_blocks(module)
     return module
 
 
