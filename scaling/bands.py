@@ -1,0 +1,110 @@
+"""Where the loss curve of a run should lie, by its finished siblings: the law, fitted at every stage of the schedule.
+
+Runs of one ladder follow one schedule, so that their losses can be compared at equal progress x = step / steps, and at
+each x obey a law in N and D of their own; with x = 1 it is the usual one. (Normalised by their ends, such curves
+collapse onto each other when they are compute-optimal: Qiu et al. 2025, arXiv:2507.02119. A law at each x asks for
+less: the ladder may hold any sizes and budgets.) The interval of its prediction is the band. A healthy run stays
+inside; a wrong learning rate, broken data or a frozen layer shows long before the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t
+
+from .estimate import FitError
+from .laws import Array
+from .traces import Curve, smoothed
+
+POINTS = 20  # stages of a run
+FIRST = 0.02  # progress before which curves say nothing yet
+WINDOW = 0.1  # the loss at x is the mean since (1 - WINDOW) x
+LEVEL = 0.998  # of the band: three standard deviations of normal noise
+LEAST_LOG = 0.01  # half the band's least width, in log loss: agreement beyond that is luck
+LEAST_RUNGS = 6
+# Standard deviation of the second-order coefficients. For L = E + A/N^α they are α² f (1 - f) / 2, with f the share
+# of L that is not E: at most .02 for any exponent that has been published.
+CURVATURE = 0.02
+
+
+@dataclass(frozen=True)
+class Band:
+    """Expected course of one run. ``progress`` (k,) are fractions of its steps; the rest nats per token, each (k,).
+
+    The values are for the geometric mean of the loss over the last ``window`` of the progress made, see ``course``.
+    """
+
+    progress: Array
+    low: Array
+    centre: Array
+    high: Array
+    window: float
+    rungs: int
+
+
+def stages() -> Array:
+    """The fractions of a run at which a band is stated, (POINTS,), evenly spaced in their logarithm."""
+    return np.geomspace(FIRST, 1.0, POINTS)
+
+
+def course(progress: Array, loss: Array, at: Array, window: float = WINDOW) -> Array:
+    """Geometric mean of ``loss`` over ((1 - window) x, x] for each x of ``at``; NaN outside what was logged.
+
+    Each logged loss stands for the steps since the one before it. ``progress`` (n,) rises; losses that are not
+    positive numbers are passed over.
+    """
+    keep = np.isfinite(loss) & (loss > 0)
+    progress = np.concatenate([[0.0], progress[keep]])
+    integral = np.concatenate([[0.0], np.cumsum(np.diff(progress) * np.log(loss[keep]))])
+    means = (np.interp(at, progress, integral) - np.interp(at * (1 - window), progress, integral)) / (window * at)
+    return np.where(at <= progress[-1] * (1 + 1e-9), np.exp(means), np.nan)
+
+
+def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Band:
+    """Predict the course of a run of ``N`` parameters on ``D`` tokens.
+
+    Args:
+        rungs: (N, D, curve) of each finished run with the same schedule, batch and data.
+        N: parameters of the run.
+        D: its tokens.
+
+    Raises:
+        FitError: when there are fewer than ``LEAST_RUNGS`` rungs, or they do not differ in N or in D.
+    """
+    if len(rungs) < LEAST_RUNGS:
+        raise FitError(f"a band needs at least {LEAST_RUNGS} finished runs of the same schedule; there are {len(rungs)}")
+    at = stages()
+    sizes = np.log([[n, d] for n, d, _ in rungs])
+    design, new = _expand(sizes, sizes), _expand(np.log([[N, D]]), sizes)[0]
+    losses = np.log([course(curve.tokens / tokens, curve.loss, at) for _, tokens, curve in rungs])
+    known = np.isfinite(losses).all(axis=0)
+    fits = [_regress(design, column, new) for column in losses[:, known].T]
+    centre, spread, freedom = np.array(fits).T
+    # Neighbouring stages share their noise's scale, which a few rungs alone determine badly.
+    width = t.ppf((1 + LEVEL) / 2, freedom) * np.exp(smoothed(np.log(spread), 5))
+    width = np.maximum(width, LEAST_LOG)
+    return Band(at[known], *np.exp([centre - width, centre, centre + width]), WINDOW, len(rungs))
+
+
+def _expand(points: Array, about: Array) -> Array:
+    """Terms (n, 6) of a second-order expansion in log N and log D about the mean of ``about``."""
+    n, d = (points - about.mean(axis=0)).T
+    return np.stack([np.ones_like(n), n, d, n * n, n * d, d * d], axis=1)
+
+
+def _regress(design: Array, y: Array, new: Array) -> tuple[float, float, float]:
+    """Bayesian regression with a normal prior on the second-order terms: (mean, standard deviation, freedom) at new.
+
+    The noise's variance and the prior's weight against it are iterated to agree.
+    """
+    prior = np.array([0.0, 0.0, 0.0, *[CURVATURE**-2.0] * 3])
+    variance = float(np.var(y)) / 10 + 1e-12
+    for _ in range(20):
+        inverse = np.linalg.pinv(design.T @ design + variance * np.diag(prior))
+        weights = inverse @ design.T @ y
+        freedom = max(1.0, len(y) - float(np.trace(design @ inverse @ design.T)))
+        variance = max(float(((y - design @ weights) ** 2).sum()) / freedom, 1e-12)
+    return float(new @ weights), float(np.sqrt(variance * (1 + new @ inverse @ new))), freedom
