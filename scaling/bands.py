@@ -75,7 +75,9 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
         FitError: when there are fewer than ``LEAST_RUNGS`` rungs, or they do not differ in N or in D.
     """
     if len(rungs) < LEAST_RUNGS:
-        raise FitError(f"a band needs at least {LEAST_RUNGS} finished runs of the same schedule; there are {len(rungs)}")
+        raise FitError(
+            f"a band needs at least {LEAST_RUNGS} finished runs of the same schedule; there are {len(rungs)}"
+        )
     at = stages()
     sizes = np.log([[n, d] for n, d, _ in rungs])
     design, new = _expand(sizes, sizes), _expand(np.log([[N, D]]), sizes)[0]
@@ -83,10 +85,12 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
     known = np.isfinite(losses).all(axis=0)
     fits = [_regress(design, column, new) for column in losses[:, known].T]
     centre, spread, freedom = np.array(fits).T
-    # Neighbouring stages share their noise's scale, which a few rungs alone determine badly.
-    width = t.ppf((1 + LEVEL) / 2, freedom) * np.exp(smoothed(np.log(spread), 5))
+    # A few rungs determine the scale of the noise badly; neighbouring stages share it. Their noise is not all their
+    # own, so that of five stages three are counted.
+    width = t.ppf((1 + LEVEL) / 2, 3 * freedom) * np.exp(smoothed(np.log(spread), 5))
     width = np.maximum(width, LEAST_LOG)
-    return Band(at[known], *np.exp([centre - width, centre, centre + width]), WINDOW, len(rungs))
+    low, centre, high = np.exp([centre - width, centre, centre + width])
+    return Band(at[known], low, centre, high, WINDOW, len(rungs))
 
 
 def _expand(points: Array, about: Array) -> Array:
