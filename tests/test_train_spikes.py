@@ -81,9 +81,20 @@ def test_a_loss_that_stays_up_is_rolled_back_after_the_grace_period() -> None:
     state, _ = follow(calm(200))
     up = [(loss * 1.2, norm) for loss, norm in calm(100, seed=1)]
     _, verdicts = follow(up, state, first=200)
-    soft, rollback = (v for v in verdicts if v.kind in (Kind.SOFT, Kind.ROLLBACK))
+    soft, rollback = (v for v in verdicts if v.kind not in (Kind.OK, Kind.OUTLIER))
     assert (soft.step, soft.onset) == (202, 200)
     assert (rollback.step, rollback.onset) == (202 + CONFIG.grace, 200)
+
+
+def test_a_rise_that_noise_hides_in_every_single_step_is_a_spike_all_the_same() -> None:
+    draw = random.Random(3)
+    noisy = [(2.2 * (1 + draw.gauss(0, 0.1)), 0.24 * math.exp(draw.gauss(0, 0.3))) for _ in range(2100)]
+    state, verdicts = follow(noisy[:2000])
+    assert not kinds(verdicts)
+    _, verdicts = follow([(loss + 0.66, norm) for loss, norm in noisy[2000:]], state, first=2000)
+    assert kinds(verdicts) == [Kind.SOFT, Kind.ROLLBACK]
+    assert verdicts[-1].onset is not None
+    assert 2000 <= verdicts[-1].onset < 2005
 
 
 def test_a_loss_far_up_is_rolled_back_at_once() -> None:

@@ -36,16 +36,20 @@ class SpikeConfig:
     loss_z: float = 5.0
     """Deviation from which a loss is an outlier, in robust standard deviations."""
     loss_rise: float = 0.05
-    """Least rise of an outlier above the median loss, as a fraction of it."""
+    """Least rise above the median loss, as a fraction of it, of an outlier and of a step that drifts."""
     norm_z: float = 8.0
     """Deviation from which a logarithm of the gradient norm is an outlier, in robust standard deviations."""
     loss_count: int = 3
     """Loss outliers within `span` steps that make a spike."""
     norm_count: int = 2
     """Gradient outliers within `span` steps that make a spike together with one loss outlier."""
+    drift_span: int = 20
+    """Steps of which half must lie `drift_z` above to make a spike that the noise of a small batch hides."""
+    drift_z: float = 2.0
+    """Deviation of such steps, in robust standard deviations."""
     calm_z: float = 3.0
-    """A spike is over when the losses of `span` steps in a row deviate by less."""
-    grace: int = 50
+    """A spike is over when `span` losses in a row deviate by less, and under a quarter of `drift_span` drift."""
+    grace: int = 64
     """Steps within which a spike must be over by itself; otherwise training is rolled back."""
     severe_rise: float = 0.5
     """Rise above the median loss, as a fraction of it, that is not given this grace in `loss_count` steps of `span`."""
@@ -64,6 +68,8 @@ class SpikeConfig:
             value, least = getattr(self, field.name), 1 if field.type is int else 0
             if field.type is not bool and value < least:
                 yield field.name, f"{value} must be at least {least}"
+        if self.span > self.drift_span:
+            yield "span", f"{self.span} is more than drift_span={self.drift_span}; nearest is {self.drift_span}"
         if self.history > self.window:
             yield "history", f"{self.history} is more than window={self.window}; nearest is {self.window}"
         for key in ("loss_count", "norm_count"):
@@ -120,7 +126,7 @@ class SpikeState:
     log_norms: tuple[float, ...] = ()
     """Logarithms of their gradient norms."""
     recent: tuple[Reading, ...] = ()
-    """Of the last `span` judged steps, accepted or not."""
+    """Of the last `drift_span` judged steps, accepted or not."""
     non_finite: int = 0
     """Steps in a row that were not finite."""
     onset: int | None = None
@@ -164,7 +170,7 @@ def judge(
     if len(state.losses) < config.history:
         return _accept(state, loss, grad_norm, config), Verdict(Kind.OK, step)
     reading = _measure(state, step, loss, grad_norm)
-    state = replace(state, recent=(*state.recent, reading)[-config.span :])
+    state = replace(state, recent=(*state.recent, reading)[-config.drift_span :])
     if state.onset is None:
         return _watch(state, reading, loss, grad_norm, config)
     return _follow(state, reading, config)
@@ -180,10 +186,14 @@ def _watch(
     state: SpikeState, reading: Reading, loss: float, grad_norm: float, config: SpikeConfig
 ) -> tuple[SpikeState, Verdict]:
     """Judge a step while all is well: is it the beginning of a spike?"""
-    losses = [r for r in state.recent if _loss_outlier(r, config)]
-    norms = [r for r in state.recent if r.norm_z > config.norm_z]
-    if len(losses) >= config.loss_count or (losses and len(norms) >= config.norm_count):
-        onset = min(r.step for r in (*losses, *norms))
+    near = state.recent[-config.span :]
+    losses = [r for r in near if _loss_outlier(r, config)]
+    norms = [r for r in near if r.norm_z > config.norm_z]
+    drift = _drifting(state, config)
+    if 2 * len(drift) < config.drift_span:
+        drift = []
+    if len(losses) >= config.loss_count or (losses and len(norms) >= config.norm_count) or drift:
+        onset = min(r.step for r in (*losses, *norms, *drift))
         state = replace(state, onset=onset, alarm=reading.step)
         return state, Verdict(Kind.SOFT, reading.step, onset, _describe(reading))
     if _loss_outlier(reading, config) or reading.norm_z > config.norm_z:
@@ -195,10 +205,11 @@ def _follow(state: SpikeState, reading: Reading, config: SpikeConfig) -> tuple[S
     """Judge a step during a spike: is it over, or has it gone too far? The baseline stays that of the time before."""
     assert state.onset is not None
     assert state.alarm is not None
-    if sum(r.rise > config.severe_rise for r in state.recent) >= config.loss_count:
+    near = state.recent[-config.span :]
+    if sum(_loss_outlier(r, config) and r.rise > config.severe_rise for r in near) >= config.loss_count:
         return _give_up(state, reading.step, state.onset, _describe(reading), config)
-    calm = [r for r in state.recent if r.step > state.alarm and r.loss_z < config.calm_z]
-    if len(calm) >= config.span:
+    calm = [r for r in near if r.step > state.alarm and r.loss_z < config.calm_z]
+    if len(calm) >= config.span and 4 * len(_drifting(state, config)) < config.drift_span:
         over = replace(state, onset=None, alarm=None)
         return over, Verdict(Kind.TRANSIENT, reading.step, state.onset, _describe(reading))
     if reading.step - state.alarm >= config.grace:
@@ -218,6 +229,7 @@ def _give_up(state: SpikeState, step: int, onset: int, reason: str, config: Spik
 def _measure(state: SpikeState, step: int, loss: float, grad_norm: float) -> Reading:
     median, sigma = _centre_and_spread(state.losses)
     log_median, log_sigma = _centre_and_spread(state.log_norms)
+    median = max(median, 1e-9)  # a model that knows its text by heart has a loss of zero
     loss_z = (loss - median) / max(sigma, _MAD_TO_SIGMA * _SMALLEST_MAD * median)
     norm_z = (_log(grad_norm) - log_median) / max(log_sigma, _MAD_TO_SIGMA * _SMALLEST_MAD)
     return Reading(step, loss_z, norm_z, loss / median - 1)
@@ -230,6 +242,10 @@ def _accept(state: SpikeState, loss: float, grad_norm: float, config: SpikeConfi
 
 def _loss_outlier(reading: Reading, config: SpikeConfig) -> bool:
     return reading.loss_z > config.loss_z and reading.rise > config.loss_rise
+
+
+def _drifting(state: SpikeState, config: SpikeConfig) -> list[Reading]:
+    return [r for r in state.recent if r.loss_z > config.drift_z and r.rise > config.loss_rise]
 
 
 def _centre_and_spread(values: tuple[float, ...]) -> tuple[float, float]:
