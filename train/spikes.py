@@ -143,8 +143,9 @@ class SpikeState:
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "SpikeState":
         """Return the state that `to_json` described, after a trip through JSON or not."""
-        plain = {key: tuple(value) if isinstance(value, list | tuple) else value for key, value in content.items()}
-        return cls(**plain | {"recent": tuple(Reading(*reading) for reading in plain["recent"])})
+        plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in content.items()}
+        plain["recent"] = tuple(Reading(*reading) for reading in plain["recent"])
+        return cls(**plain)
 
 
 def judge(
