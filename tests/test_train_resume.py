@@ -7,13 +7,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks
+from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, wait_for
 
 from train.files import only_process
 
@@ -22,13 +20,6 @@ CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
 
 def curve(run_dir: Path) -> list[tuple[float, ...]]:
     return [tuple(row[key] for key in CURVE) for row in read_rows(run_dir)]
-
-
-def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 def kill_after(ranks: Ranks, run_dir: Path, step: int) -> None:

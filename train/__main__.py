@@ -6,7 +6,7 @@ from pathlib import Path
 
 from configs.reader import dump_yaml
 from train.config import load_run
-from train.status import exit_status
+from train.status import MEANING, exit_status
 from train.watchdog import watch_launcher
 
 _EXAMPLE = """\
@@ -16,7 +16,9 @@ example:
 
 Every key of the YAML can be overridden as --section.key=value; --print-config shows them all, resolved.
 Lengths are in tokens, losses in nats per token.
-exit status: 0 done, 2 a mistake in the input, 3 diverged, 4 no usable checkpoint; other: see the log, run again."""
+exit status:
+"""
+_EXAMPLE += "\n".join(f"  {status:<3d} {text}" for status, text in MEANING.items())
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from data.shards import sync_directory
 from train.config import RunConfig
 from train.files import sha256, write_json
+from train.status import RunEnded, Status
 from train.topology import Topology
 
 TAG = "state"
@@ -20,8 +21,10 @@ TAG = "state"
 _MANIFEST = "manifest.json"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunEnded):
     """No checkpoint can be loaded although some exist."""
+
+    status = Status.NO_CHECKPOINT
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,22 @@ class CheckpointConfig:
 
 
 @config
+class WatchConfig:
+    """How long a rank may be silent before it counts as hung and the run is ended, to be launched again."""
+
+    step_seconds: float = 45.0
+    """For an optimizer step; ten times the slowest step so far where that is more."""
+    slow_seconds: float = 1800.0
+    """For the start with the first step, an evaluation, or a checkpoint."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        for key in ("step_seconds", "slow_seconds"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be at least 1"
+
+
+@config
 class WandbConfig:
     """Weights & Biases, which shows runs and is never needed by them: `metrics.jsonl` is complete without it."""
 
@@ -195,6 +211,8 @@ class RunConfig:
     """Checkpoints."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
+    watch: WatchConfig = WatchConfig()
+    """Limits of silence."""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
 

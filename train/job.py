@@ -9,10 +9,13 @@ from data.prepare import prepare
 from data.shards import Corpus, open_corpus
 from train.config import RunConfig, batch_problem
 from train.ds_config import derive, merge_user_config, read_user_config
+from train.failures import known_failures
 from train.files import only_process, write_atomic
-from train.status import DIVERGED, NO_CHECKPOINT, complain
+from train.handshake import require_one_run
+from train.heartbeat import Heart
 from train.stored import changed_keys
 from train.topology import Topology, connect, launched_topology
+from train.watchdog import watch_ranks
 
 
 def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None = None) -> int:
@@ -49,17 +52,15 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
             return 0
         if topology.is_main:
             write_atomic(run_dir / "config.yaml", dump_yaml(run))
-        connect(topology)
+        heart = stack.enter_context(Heart(run_dir, topology.rank, run.watch))
+        stack.enter_context(known_failures(run, topology.data_parallel))
+        connect(topology, run.watch.slow_seconds)
+        require_one_run(run, run_dir, topology)
+        stack.enter_context(watch_ranks(run_dir, topology.world_size))
         # Importing deepspeed takes seconds; the mistakes above are told before.
-        from train.checkpoint import CheckpointError
-        from train.loop import TrainingDiverged, train
+        from train.loop import train
 
-        try:
-            train(run, run_dir, corpus, topology, ds_config)
-        except TrainingDiverged as error:
-            return complain(str(error), DIVERGED)
-        except CheckpointError as error:
-            return complain(str(error), NO_CHECKPOINT)
+        train(run, run_dir, corpus, topology, ds_config, heart)
     return 0
 
 

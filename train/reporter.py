@@ -71,12 +71,16 @@ class Reporter:
         seconds = time.perf_counter() - self.begin
         record = make_record(self.run, self.topology, val_loss, seconds, data)
         write_json(self.run_dir / "record.json", record)
+        self.close({k: v for k, v in record.items() if isinstance(v, int | float)})
+        text = f"val_loss {val_loss:.4f} nats/token, {record['bits_per_byte']:.4f} bits/byte"
+        print(f"{text} -> {self.run_dir}/record.json", flush=True)
+
+    def close(self, summary: dict[str, Any] | None = None) -> None:
+        """Close the log and give W&B a little time for what is queued, with its `summary` if the run is complete."""
         self.metrics.close()
         if self.progress is not None:
             self.progress.close()
-        self.tracker.finish({k: v for k, v in record.items() if isinstance(v, int | float)})
-        text = f"val_loss {val_loss:.4f} nats/token, {record['bits_per_byte']:.4f} bits/byte"
-        print(f"{text} -> {self.run_dir}/record.json", flush=True)
+        self.tracker.finish(summary or {})
 
 
 class _ProgressBar:

@@ -9,7 +9,7 @@ from train.files import write_atomic
 from train.sweep import Run
 
 # Keys that may change between a run and its continuation.
-FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "data.directory")
+FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "watch", "data.directory")
 
 
 def store_config(run: Run) -> None:

@@ -23,7 +23,7 @@ _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
 # Keys that say where and how fast a run is computed, not what: they stay out of its name when a point sets them.
 _NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch", "train.compile", "train.activation_checkpointing")
-_NOT_IN_NAME_SECTIONS = ("checkpoint.", "evaluate.", "parallel.", "wandb.")
+_NOT_IN_NAME_SECTIONS = ("checkpoint.", "evaluate.", "parallel.", "wandb.", "watch.")
 
 
 @config

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 
@@ -60,8 +61,16 @@ def launched_topology(pipeline_stages: int) -> Topology:
     return Topology(int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]), pipeline_stages)
 
 
-def connect(topology: Topology) -> None:
-    """Join the process group, unless joined already: NCCL on GPUs, gloo on CPUs."""
+def connect(topology: Topology, timeout: float = 1800.0) -> None:
+    """Join the process group, unless joined already: NCCL on GPUs, gloo on CPUs.
+
+    Args:
+        topology: this process.
+        timeout: seconds after which a collective that other ranks do not join is an error.
+
+    Raises:
+        ValueError: when another program listens on the port.
+    """
     if torch.distributed.is_initialized():
         return
     if not uses_gpu():
@@ -76,7 +85,16 @@ def connect(topology: Topology) -> None:
     elif "OMP_NUM_THREADS" not in os.environ:
         ranks_here = int(os.environ.get("LOCAL_SIZE", topology.world_size))  # the launcher sets LOCAL_SIZE
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
-    deepspeed.init_distributed(verbose=False)
+    try:
+        deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
+    except torch.distributed.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        port = os.environ["MASTER_PORT"]
+        raise ValueError(
+            f"port {port} is in use, by another run on this machine perhaps; launch with another one: "
+            f"deepspeed --master_port {int(port) + 1} ..."
+        ) from None
 
 
 def disconnect() -> None:

@@ -1,0 +1,146 @@
+"""Heartbeats: each rank says in a file what it is doing and for how long it may be silent; others notice when it is.
+
+The training loop itself writes them, not a thread: a rank that hangs in a collective has threads that live on. A file,
+because that is what a parent, a peer and a person can all read, whatever state the rank is in.
+"""
+
+import contextlib
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Self
+
+import psutil
+
+from train.config import WatchConfig
+
+_FOLDER = ".heartbeat"
+_SLOWER = 10
+"""A step may take this many times as long as the slowest one so far."""
+_SELDOM = 0.5
+"""Seconds between writes at least, for the sake of file systems on a network."""
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank last said."""
+
+    rank: int
+    host: str
+    pid: int
+    phase: str
+    """starting, training, evaluating, saving or finishing."""
+    step: int
+    """Optimizer steps done."""
+    limit: float
+    """Seconds within which it meant to speak again."""
+    time: float
+    """When it spoke: seconds since 1970 by its own clock, for people to read."""
+
+    def __str__(self) -> str:
+        """Name the rank, where it is and what it was doing."""
+        state = ""
+        if self.host == socket.gethostname():
+            with contextlib.suppress(psutil.Error):
+                state = f", {psutil.Process(self.pid).status()}"
+        where = f"{self.host}, process {self.pid}{state}"
+        return f"rank {self.rank} ({where}) has been {self.phase} after step {self.step} for over {self.limit:.0f} s"
+
+
+class Heart:
+    """Writes the beats of one rank; a context manager, after which nobody waits for it."""
+
+    def __init__(self, run_dir: Path, rank: int, config: WatchConfig) -> None:
+        """Begin with the phase `starting`."""
+        self._rank, self._config = rank, config
+        self._path = beats_of(run_dir) / f"rank-{rank}.json"
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("wb")
+        self._host = socket.gethostname()
+        self._written, self._in_step = -math.inf, False
+        self._step_began = 0.0
+        self._steps = 0
+        self._longest = 0.0  # seconds a step may take by what was measured
+        self.begin("starting", 0)
+
+    def begin_step(self, done: int) -> None:
+        """Say that the step after `done` ones begins."""
+        self._end_step()
+        self._step_began = time.monotonic()
+        self._steps += 1
+        if self._steps == 1:  # compiles, and fills caches
+            self._write("training", done, self._config.slow_seconds)
+        elif not self._in_step or self._step_began - self._written > _SELDOM:
+            self._write("training", done, max(self._config.step_seconds, self._longest))
+        self._in_step = True
+
+    def begin(self, phase: str, done: int) -> None:
+        """Say that something other than a step begins."""
+        self._end_step()
+        self._in_step = False
+        self._write(phase, done, self._config.slow_seconds)
+
+    def _end_step(self) -> None:
+        if self._in_step:
+            factor = _SLOWER if self._steps > 1 else 1
+            self._longest = max(self._longest, factor * (time.monotonic() - self._step_began))
+
+    def _write(self, phase: str, done: int, limit: float) -> None:
+        self._written = time.monotonic()
+        beat = Beat(self._rank, self._host, os.getpid(), phase, done, limit, time.time())
+        os.pwrite(self._file.fileno(), json.dumps(asdict(beat)).encode().ljust(300) + b"\n", 0)
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)
+        self._file.close()
+
+
+class Listener:
+    """Notices ranks that are silent for longer than they meant to be.
+
+    It goes by its own clock, and counts only the time in which it listened itself: where everything was suspended
+    together, nobody hung.
+    """
+
+    def __init__(self, run_dir: Path, ranks: int) -> None:
+        """Listen to ranks 0 to `ranks` - 1 of the run in `run_dir`; files of others are left from another launch."""
+        self._paths = [beats_of(run_dir) / f"rank-{rank}.json" for rank in range(ranks)]
+        self._heard: dict[Path, bytes] = {}
+        self._silent: dict[Path, float] = {}
+        self._last = time.monotonic()
+
+    def overdue(self, patience: float = 0.0) -> list[Beat]:
+        """Return the last words of the ranks that are overdue by more than `patience` seconds; call it often."""
+        now = time.monotonic()
+        passed, self._last = min(now - self._last, 5.0), now
+        found = []
+        for path in self._paths:
+            with contextlib.suppress(OSError, ValueError, TypeError):  # it is just being written, or ended
+                content = path.read_bytes()
+                self._silent[path] = self._silent.get(path, 0.0) + passed if content == self._heard.get(path) else 0.0
+                self._heard[path] = content
+                beat = Beat(**json.loads(content))
+                if self._silent[path] > beat.limit + patience:
+                    found.append(beat)
+        return found
+
+
+def beats_of(run_dir: Path) -> Path:
+    """Return the folder of a run's heartbeats."""
+    return run_dir / _FOLDER
+
+
+def describe(overdue: list[Beat]) -> str:
+    """Say which ranks are silent: those that are furthest behind, since the others may only wait for them."""
+    behind = [beat for beat in overdue if beat.step == min(each.step for each in overdue)]
+    more = f" and {len(overdue) - 4} more" if len(overdue) > 4 else ""
+    return "hung: " + "; ".join(map(str, behind[:4])) + more
