@@ -31,7 +31,7 @@ def _softmax(logits_NV: Tensor, targets_N1: Tensor) -> tuple[Tensor, Tensor]:
 def _compiled_softmax() -> Any:
     # Compiled, the logits are read and the probabilities written once; on a GPU these passes over N x V numbers would
     # otherwise take longer than the matrix products around them.
-    return torch.compile(_softmax)
+    return torch.compile(_softmax, dynamic=False)
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):

@@ -42,12 +42,20 @@ class Linear(nn.Linear):
         """Leave the memory as it is."""
 
 
+@torch.compiler.assume_constant_result
+def rotary_table(length: int, width: int, theta: float, device: torch.device) -> Tensor:
+    """Cosines and sines of the rotary angles, (2, length, width/2) in fp32 whatever the model's precision.
+
+    A compiled block holds the table as a constant; it would otherwise compute it anew, in fp64, in every pass.
+    """
+    return _rotary_table(length, width, theta, device)
+
+
 @lru_cache(maxsize=8)
-def rotary_table(length: int, width: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of the rotary angles, each (length, width/2) in fp32 whatever the model's precision."""
+def _rotary_table(length: int, width: int, theta: float, device: torch.device) -> Tensor:
     frequency = theta ** -(torch.arange(0, width, 2, dtype=torch.float64) / width)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+    return torch.stack((angle.cos(), angle.sin())).float().to(device)
 
 
 def rotate(x_BHTK: Tensor, theta: float) -> Tensor:
@@ -152,7 +160,7 @@ def compile_blocks(module: nn.Module) -> None:
     """Have torch.compile compile every `Block` of `module`, each by itself: compiled once, whatever the depth."""
     for layer in module.modules():
         if isinstance(layer, Block):
-            layer.compile()
+            layer.compile(dynamic=False)
 
 
 class FinalNorm(Norm):

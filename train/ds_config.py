@@ -24,6 +24,7 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
         "bf16": {"enabled": run.precision == "bf16"},
         "fp16": {"enabled": run.precision == "fp16"},
         "steps_per_print": 10**12,
+        "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
         "wandb": {"enabled": False},
     }
     if run.precision == "bf16" and stage == 1:
