@@ -184,7 +184,8 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
         ("", ["--wandb=3"], "wandb: 3 is not a mapping"),
         ("run: {train: {tokens: 5, steps: 5}}", [], "give exactly one of train.steps and train.tokens"),
         ("run: {tokens_per_parameter: 5, flops: 5}", [], "flops: is given beside tokens_per_parameter"),
-        ("hostfile: hosts\ndevice: cpu", [], "cpu does not work with a hostfile"),
+        ("remote: slurm", [], "remote: slurm needs a hostfile"),
+        ("launcher_args: [--launcher, slurm]", [], "nearest is 'remote: slurm'"),
     ],
 )
 def test_refusals_name_the_key_and_what_would_work(tmp_path, text, overrides, words):

@@ -14,8 +14,6 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from configs.reader import dump_yaml
-from train.config import RunConfig
 from train.status import RunEnded, Status
 from train.topology import Topology
 
@@ -30,13 +28,13 @@ class ForeignRank(RunEnded):
     told_by_all = True
 
 
-def require_one_run(run: RunConfig, run_dir: Path, topology: Topology) -> None:
+def require_one_run(run_dir: Path, topology: Topology) -> None:
     """Exchange cards with all connected ranks.
 
     Raises:
         ForeignRank: on every rank, when not all are of one launch of this run.
     """
-    mine = _card(run, run_dir, topology)
+    mine = _card(run_dir, topology)
     cards = [torch.empty_like(mine) for _ in range(topology.world_size)]
     dist.all_gather(cards, mine)
     different = [rank for rank, card in enumerate(cards) if not torch.equal(card[:_DIGEST], mine[:_DIGEST])]
@@ -48,8 +46,8 @@ def require_one_run(run: RunConfig, run_dir: Path, topology: Topology) -> None:
         )
 
 
-def _card(run: RunConfig, run_dir: Path, topology: Topology) -> torch.Tensor:
-    facts = [str(run_dir.resolve()), str(topology.world_size), dump_yaml(run)]
+def _card(run_dir: Path, topology: Topology) -> torch.Tensor:
+    facts = [str(run_dir.resolve()), str(topology.world_size)]
     if os.environ.get("LOCAL_SIZE") == str(topology.world_size):
         # All ranks are children of one launcher, which tells two launches of the same run apart.
         launcher = psutil.Process().parent()

@@ -30,7 +30,8 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
         user_ds_config: the user's own DeepSpeed configuration.
 
     Raises:
-        ConfigError, ValueError, BlockingIOError: for a mistake in the input; nothing has been changed.
+        ConfigError, ValueError, BlockingIOError: for a mistake in the input, or machines that disagree; nothing has
+            been changed.
         DataError: when text, a tokenizer or a prepared corpus cannot be used.
     """
     topology = launched_topology(run.parallel.pipeline_stages)
@@ -55,11 +56,13 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
         heart = stack.enter_context(Heart(run_dir, topology.rank, run.watch))
         stack.enter_context(known_failures(run, topology.data_parallel))
         connect(topology, run.watch.slow_seconds)
-        require_one_run(run, run_dir, topology)
+        require_one_run(run_dir, topology)
         stack.enter_context(watch_ranks(run_dir, topology.world_size))
         # Importing deepspeed takes seconds; the mistakes above are told before.
+        from train.agreement import require_agreement
         from train.loop import train
 
+        require_agreement(run, ds_config, corpus, run_dir, topology)
         train(run, run_dir, corpus, topology, ds_config, heart)
     return 0
 

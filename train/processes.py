@@ -6,10 +6,12 @@ started sessions of their own. What no descendant loses is its environment, so t
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -40,13 +42,13 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
 
     All training processes are asked at the same moment (SIGTERM), because they can only save together; the launcher
     would ask them one after another, and ends by itself when they have. Where the training processes are on other
-    machines, the launcher here is asked, and ends them over ssh. What is left on this machine after `grace` seconds,
-    or as soon as `hurry()` is true, is killed.
+    machines, the launcher here is asked, and asks them over ssh or through Slurm. What is left on this machine after
+    `grace` seconds, or as soon as `hurry()` is true, is killed.
     """
     found = processes_of(directory)
     workers = [process for process in found if _is_worker(process)]
     for process in workers or found:
-        _signal(process.terminate)
+        _signal(partial(_ask, process))
     deadline = time.monotonic() + grace
     while (left := processes_of(directory)) and time.monotonic() < deadline and not hurry():
         time.sleep(0.05)
@@ -57,6 +59,11 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
         time.sleep(0.05)
         left = processes_of(directory)
     return len(found)
+
+
+def _ask(process: psutil.Process) -> None:
+    """Ask a process to end. srun would kill its tasks on SIGTERM; SIGUSR1 it passes on to them."""
+    process.send_signal(signal.SIGUSR1 if process.name() == "srun" else signal.SIGTERM)
 
 
 def _is_worker(process: psutil.Process) -> bool:

@@ -13,7 +13,7 @@ from types import FrameType
 from train.display import Progress
 from train.files import only_process
 from train.journal import last_failures, last_meaningful_lines, note_event
-from train.launcher import deepspeed_program, launch_arguments, launch_environment
+from train.launcher import deepspeed_program, launch_command, launch_environment
 from train.plan import Plan
 from train.ports import ReservedPort, reserve_port
 from train.processes import processes_of, start_guard, stop
@@ -111,8 +111,8 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
 
 
 def _deepspeed(plan: Plan) -> Command:
-    program, more = deepspeed_program(), plan.sweep.config.launcher_args
-    return lambda run, slot, port: [*program, *launch_arguments(run, slot, port, plan.devices, more)]
+    deepspeed_program()  # raises where it is missing
+    return lambda run, slot, port: launch_command(run, slot, port, plan.devices, plan.sweep.config.launcher_args)
 
 
 @contextmanager
@@ -181,7 +181,7 @@ class _Scheduler:
         self.running.append(_Launched(run, slot, port, process, start, time.monotonic(), attempt))
         note_event(self.config.directory, run.name, "started", attempt=attempt, port=port.number, pid=process.pid)
         where = "; ".join(f"{host} {','.join(map(str, numbers))}" for host, numbers in slot.devices)
-        self.progress.say(f"{run.name}: started on {where if self.plan.devices.kind == 'gpu' else 'the CPU'}")
+        self.progress.say(f"{run.name}: started on {'the CPU' if self.plan.devices.hold_whole_runs else where}")
 
     def _finish(self, launched: _Launched) -> bool:
         """Account for a run whose launcher has ended; return whether to launch it again."""

@@ -1,4 +1,4 @@
-"""Places for runs: cores of this machine, its GPUs, or the GPUs of a hostfile."""
+"""Places for runs: cores of this machine, its GPUs, or the machines of a hostfile."""
 
 import glob
 import os
@@ -30,11 +30,18 @@ class Devices:
 
     kind: Literal["cpu", "gpu"]
     hosts: Mapping[str, tuple[int, ...]]
-    """Host -> device numbers. On a CPU a device is a share of `threads` cores, and holds one run."""
+    """Host -> device numbers. On this machine's CPU a device is a share of `threads` cores, and holds one run; on the
+    CPUs of a hostfile it is a process, as it is for the launcher."""
     threads: int = 1
     """Cores of a run on a CPU."""
     hostfile: Path | None = None
+    remote: Literal["ssh", "slurm"] = "ssh"
     parallel_runs: int | None = None
+
+    @property
+    def hold_whole_runs(self) -> bool:
+        """Whether a device holds all processes of a run."""
+        return self.kind == "cpu" and self.hostfile is None
 
     @property
     def total(self) -> int:
@@ -43,19 +50,21 @@ class Devices:
 
     def problem(self, run: Run) -> str | None:
         """Say why a run can never be placed, or None."""
-        if self.kind == "cpu" or Pool(self).take(run) is not None:
+        if self.hold_whole_runs or Pool(self).take(run) is not None:
             return None
+        noun = "GPUs" if self.kind == "gpu" else "processes"
         have = ", ".join(f"{len(numbers)} on {host}" for host, numbers in self.hosts.items()) or "none on this machine"
         if run.devices <= self.total:
-            return f"{run.devices} GPUs are more than one machine has ({have}) and do not fill whole machines"
-        return f"{run.devices} GPUs are needed, and there are {have}"
+            return f"{run.devices} {noun} are more than one machine has ({have}) and do not fill whole machines"
+        return f"{run.devices} {noun} are needed, and there are {have}"
 
     def __str__(self) -> str:
+        machines = f" on {len(self.hosts)} machines" if len(self.hosts) > 1 else ""
+        if self.kind == "cpu" and self.hostfile is not None:
+            return f"{self.total} CPU process{'es' if self.total != 1 else ''}{machines}"
         if self.kind == "cpu":
             return f"{self.total} x {self.threads} CPU core{'s' if self.threads > 1 else ''}"
-        return f"{self.total} GPU{'s' if self.total != 1 else ''}" + (
-            f" on {len(self.hosts)} machines" if len(self.hosts) > 1 else ""
-        )
+        return f"{self.total} GPU{'s' if self.total != 1 else ''}{machines}"
 
 
 @dataclass
@@ -76,7 +85,7 @@ class Pool:
         """
         if self.devices.parallel_runs is not None and self._taken >= self.devices.parallel_runs:
             return None
-        count = 1 if self.devices.kind == "cpu" else run.devices
+        count = 1 if self.devices.hold_whole_runs else run.devices
         fitting = [host for host, free in self._free.items() if len(free) >= count]
         if fitting:
             return self._hand_out({min(fitting, key=lambda host: len(self._free[host])): count})
@@ -107,17 +116,33 @@ def find_devices(config: SweepConfig) -> Devices:
     """Find what a sweep may run on.
 
     Raises:
-        ConfigError: for a hostfile that cannot be read, or GPU numbers that the launcher does not understand.
+        ConfigError: for a hostfile that cannot be read, `remote: slurm` outside of Slurm, or GPU numbers that the
+            launcher does not understand.
     """
     if config.hostfile is not None:
         path = Path(config.hostfile)
-        return Devices("gpu", read_hostfile(path), hostfile=path.resolve(), parallel_runs=config.parallel_runs)
+        hosts = read_hostfile(path)
+        if config.remote == "slurm":
+            _require_slurm(path, hosts)
+        kind: Literal["cpu", "gpu"] = "cpu" if config.device == "cpu" else "gpu"
+        threads = config.threads_per_run or config.devices_per_run
+        return Devices(kind, hosts, threads, path.resolve(), config.remote, config.parallel_runs)
     gpus = () if config.device == "cpu" else local_gpus()
     if gpus or config.device == "gpu":
         return Devices("gpu", {"localhost": gpus} if gpus else {}, parallel_runs=config.parallel_runs)
     threads = config.threads_per_run or config.devices_per_run
     shares = max(1, available_cores() // threads)
     return Devices("cpu", {"localhost": tuple(range(shares))}, threads, parallel_runs=config.parallel_runs)
+
+
+def _require_slurm(path: Path, hosts: Mapping[str, tuple[int, ...]]) -> None:
+    """Refuse `remote: slurm` where srun could not start the runs."""
+    if shutil.which("srun") is None or "SLURM_JOB_ID" not in os.environ:
+        message = "slurm works inside an allocation only (sbatch or salloc), where srun is in PATH; nearest is 'ssh'"
+        raise ConfigError([Problem("sweep", "remote", message)])
+    if len({len(numbers) for numbers in hosts.values()}) > 1:
+        message = "srun starts equally many processes on each machine of a run; give all hosts the same slots"
+        raise ConfigError([Problem(str(path), "", message)])
 
 
 def require_devices(sweep: Sweep, devices: Devices) -> None:

@@ -45,7 +45,7 @@ def changed_keys(run: RunConfig, path: Path) -> list[tuple[str, Any, Any]]:
         stored = parse_yaml(dump_yaml(load_run(path)))  # keys that are newer than the file get their defaults
     except ConfigError:
         stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    old, new = _leaves(stored), _leaves(parse_yaml(dump_yaml(run)))
+    old, new = leaves(stored), leaves(parse_yaml(dump_yaml(run)))
     return [
         (key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -53,7 +53,8 @@ def changed_keys(run: RunConfig, path: Path) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _leaves(tree: object, prefix: str = "") -> dict[str, Any]:
+def leaves(tree: object, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested mappings to dotted keys."""
     if not isinstance(tree, dict):
         return {prefix.removesuffix("."): tree}
-    return {k: v for key, value in tree.items() for k, v in _leaves(value, f"{prefix}{key}.").items()}
+    return {k: v for key, value in tree.items() for k, v in leaves(value, f"{prefix}{key}.").items()}

@@ -71,9 +71,13 @@ class SweepConfig:
     runs_dir: str | None = None
     """Where the runs go, one directory each; null: runs/NAME."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """What to run on; `auto`: the GPUs of this machine or of `hostfile`, or the CPU where there are none."""
+    """What to run on; `auto`: the GPUs of this machine, or its CPU where there are none, or the GPUs of `hostfile`."""
     hostfile: str | None = None
-    """Machines to run on, a line `host slots=GPUS` each, as DeepSpeed takes it; null: this machine."""
+    """Machines to run on, a line `host slots=N` each, as DeepSpeed takes it, with N GPUs, or with `device: cpu` N
+    processes; null: this machine. See docs/multinode.md."""
+    remote: Literal["ssh", "slurm"] = "ssh"
+    """How runs are started on the machines of `hostfile`: `ssh`, by the deepspeed launcher through pdsh, or `slurm`, by
+    srun inside the allocation that the sweep itself runs in."""
     devices_per_run: int = 1
     """GPUs a run trains on; on a CPU, processes."""
     threads_per_run: int | None = None
@@ -81,7 +85,7 @@ class SweepConfig:
     parallel_runs: int | None = None
     """Runs at a time at most, to spare memory; null: as many as the devices hold."""
     launcher_args: list[str] = field(default_factory=list)
-    """More arguments for the `deepspeed` launcher, such as [--launcher, slurm]."""
+    """More arguments for the `deepspeed` launcher, such as [--ssh_port, "2222"]; with `remote: slurm`, for srun."""
     retries: int = 0
     """Times that a run is launched again after it failed; a mistake in its input or a divergence is not retried."""
     grace_seconds: float = 60.0
@@ -108,8 +112,10 @@ class SweepConfig:
                 yield key, f"{value} must not be negative"
         if self.flops_per_second is not None and self.flops_per_second <= 0:
             yield "flops_per_second", f"{self.flops_per_second} must be above 0"
-        if self.hostfile is not None and self.device == "cpu":
-            yield "device", "cpu does not work with a hostfile, whose slots are GPUs; nearest is 'gpu'"
+        if self.remote == "slurm" and self.hostfile is None:
+            yield "remote", "slurm needs a hostfile with the machines of the allocation; docs/multinode.md shows how"
+        if "slurm" in self.launcher_args:
+            yield "launcher_args", "the launcher cannot place several runs by Slurm; nearest is 'remote: slurm'"
         for section, tree in (("run", self.run), *((f"points.{i}", point) for i, point in enumerate(self.points))):
             keys = [key for key, _ in _items(tree)]
             for key in sorted({key for key in keys if keys.count(key) > 1}):

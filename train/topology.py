@@ -1,10 +1,13 @@
 """Processes and devices: who am I, and which part of each batch is mine."""
 
 import os
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
+
+from train.slurm import rank_environment
 
 
 @dataclass(frozen=True)
@@ -43,11 +46,13 @@ def uses_gpu() -> bool:
 
 
 def launched_topology(pipeline_stages: int) -> Topology:
-    """Read what the launcher put into the environment; a process started by hand is a world of its own.
+    """Read what the launcher or Slurm put into the environment; a process started by hand is a world of its own.
 
     Raises:
-        ValueError: when the processes cannot be cut into pipelines.
+        ValueError: when the processes cannot be cut into pipelines, or are more than this machine's GPUs.
     """
+    if "RANK" not in os.environ:
+        os.environ |= rank_environment(os.environ)
     if "RANK" not in os.environ:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.setdefault("MASTER_PORT", "0")
@@ -58,7 +63,13 @@ def launched_topology(pipeline_stages: int) -> Topology:
             f"parallel.pipeline_stages: {pipeline_stages} stages do not divide the {world_size} launched process(es); "
             f"nearest is {near}, or launch with --num_accelerators {pipeline_stages}"
         )
-    return Topology(int(os.environ["RANK"]), world_size, int(os.environ["LOCAL_RANK"]), pipeline_stages)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    if uses_gpu() and local_rank >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"process {local_rank} on {socket.gethostname()} sees {count} GPU(s) and none that is its own; launch one "
+            "process for each GPU and let it see all of the machine's (in Slurm --gpus-per-node, not --gpus-per-task)"
+        )
+    return Topology(int(os.environ["RANK"]), world_size, local_rank, pipeline_stages)
 
 
 def connect(topology: Topology, timeout: float = 1800.0) -> None:
