@@ -95,7 +95,7 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
 class Ranks:
     """The processes of one run, started the way the launcher starts them but without its 5 seconds."""
 
-    def __init__(self, world_size: int, arguments: list[str]) -> None:
+    def __init__(self, world_size: int, arguments: list[str], module: str = "train") -> None:
         port = free_port()
         self.processes = []
         for rank in range(world_size):
@@ -108,7 +108,7 @@ class Ranks:
             }
             self.processes.append(
                 subprocess.Popen(
-                    [sys.executable, "-m", "train", *arguments],
+                    [sys.executable, "-m", module, *arguments],
                     cwd=ROOT,
                     env=environment,
                     stdout=subprocess.PIPE,
@@ -128,6 +128,18 @@ def run_ranks(world_size: int, config: Path, run_dir: Path, *overrides: str) -> 
     status, output = Ranks(world_size, ["--config", str(config), "--run-dir", str(run_dir), *overrides]).finish()
     assert status == 0, output
     return read_rows(run_dir)
+
+
+def run_cases(world_size: int, config: Path, cases: list[dict[str, Any]], folder: Path) -> dict[str, dict[str, Any]]:
+    """Train cases one after another in one launch (see `parity_ranks`) and return their results by name."""
+    import torch
+
+    folder.mkdir()
+    (folder / "cases.json").write_text(json.dumps(cases))
+    arguments = [str(config), str(folder / "cases.json"), str(folder / "results.pt")]
+    status, output = Ranks(world_size, arguments, "tests.parity_ranks").finish(timeout=500)
+    assert status == 0, output
+    return torch.load(folder / "results.pt")
 
 
 def read_rows(run_dir: Path) -> list[dict[str, Any]]:

@@ -1,12 +1,15 @@
 """The DeepSpeed engine: build it, take one optimizer step, evaluate. PP = 1 and PP > 1 look the same from outside."""
 
+import gc
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
+from deepspeed.module_inject import set_autotp_mode
 from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from model.init import initialise
@@ -44,6 +47,34 @@ def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) 
     optimizer = ClippingAdamW(parameters, run.optimizer, stages) if plain_fp32 else adamw(parameters, run.optimizer)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine
+
+
+def release(engine: Any) -> None:
+    """Free an engine and all it has set up in this process, so that an engine of any other kind can follow it.
+
+    All processes must call this. The connection between them stays; every other process group is destroyed. `engine`
+    is empty afterwards, whoever still holds it.
+    """
+    dist.barrier()  # nobody closes a group that another process still reads from
+    engine.destroy()
+    # ZeRO-3 refers to itself through autograd's nodes, where the garbage collector does not look.
+    for parameter in engine.module.parameters():
+        parameter.data = parameter.new_empty(0)
+        vars(parameter).clear()
+    for owner in (engine.optimizer, engine):
+        vars(owner).clear()
+    # DeepSpeed keeps what it built for one engine in module globals and would use it for the next.
+    groups_here = dist.distributed_c10d._world.pg_names
+    for group in sorted(groups_here, key=lambda group: groups_here[group]):
+        if group is not dist.group.WORLD:
+            deepspeed.comm.destroy_process_group(group)
+    groups.mpu = None
+    set_autotp_mode(training=False)
+    # Compiled blocks remember the shapes they have seen: a second length would be compiled for any length.
+    torch.compiler.reset()
+    gc.collect()  # engine, optimizer and hooks refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: float, topology: Topology) -> Tensor:

@@ -12,7 +12,7 @@ from train import checkpoint
 from train.batches import training_batches, validation_batches
 from train.config import RunConfig
 from train.ds_config import derive
-from train.engine import build_engine, evaluate, gradient_norm, train_step
+from train.engine import build_engine, evaluate, gradient_norm, release, train_step
 from train.heartbeat import Heart
 from train.preemption import Preempted, StopRequest
 from train.record import describe_data
@@ -34,7 +34,8 @@ def train(
     """Train one run to its end, continuing from the newest checkpoint in `run_dir`.
 
     The process group must be connected. Writes `metrics.jsonl`, `checkpoints/` and, last, `record.json`; the `heart`
-    beats with every step.
+    beats with every step. Leaves the process ready for the next run, whatever its topology, also when it raises one
+    of the errors below.
 
     Raises:
         TrainingDiverged: when the loss is not finite at a logged step.
@@ -43,6 +44,15 @@ def train(
     """
     torch.manual_seed(run.seed)
     engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
+    try:
+        _train(engine, run, run_dir, corpus, topology, heart)
+    except RunEnded:  # raised by all processes together, as `release` needs it
+        release(engine)
+        raise
+    release(engine)
+
+
+def _train(engine: Any, run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, heart: Heart) -> None:
     windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
     validation, to_nats_per_token = validation_batches(windows, run, topology)
     first_step = checkpoint.resume(engine, run, run_dir, topology).step
