@@ -11,7 +11,9 @@ from pathlib import Path
 from rich.table import Table
 
 from model.counts import count_parameters
+from train.hardware import GIB, USABLE, local_gpu_memory
 from train.journal import read_events
+from train.memory import peak_memory
 from train.runstate import complete_record
 from train.slots import Devices, Pool
 from train.sweep import Run, Sweep, short_count
@@ -148,8 +150,12 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
     columns = "N|non-emb.|head|D|D/N|batch|lr|steps|FLOPs|6ND|devices|time|state"
     for heading in columns.split("|"):
         table.add_column(heading, justify="right", no_wrap=True)
+    on_gpus = plan.devices.kind == "gpu"
+    if on_gpus:
+        table.add_column("GiB/GPU", justify="right", no_wrap=True)
     for run in plan.sweep.runs:
         config, counts = run.config, count_parameters(run.config.model)
+        memory = [f"{peak_memory(config, run.data_parallel) / GIB:.1f}"] if on_gpus else []
         table.add_row(
             run.name,
             short_count(counts.total),
@@ -165,6 +171,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
             str(run.devices),
             duration(plan.seconds[run.name]),
             states[run.name],
+            *memory,
         )
     return table
 
@@ -184,6 +191,8 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     if config.lr is not None:
         rule = config.lr
         lines.append(f"lr         {rule.reference:g} × (d_model / {rule.d_model})^{rule.power:g}, or as stated")
+    if plan.devices.kind == "gpu":
+        lines.append(_memory_line(plan))
     done = f" ({len(runs) - len(left)} of {len(runs)} complete)" if len(left) < len(runs) else ""
     lines.append(f"time       about {duration(plan.wall_seconds(left))}{done}, from {plan.basis}")
     if config.price_per_device_hour is not None:
@@ -194,6 +203,18 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
             f"at {price:g} per device-hour"
         )
     return lines
+
+
+def _memory_line(plan: Plan) -> str:
+    """Say how much memory a GPU needs, and which runs need more than this machine's GPUs have."""
+    peaks = {run.name: peak_memory(run.config, run.data_parallel) for run in plan.sweep.runs}
+    largest = max(peaks, key=lambda name: peaks[name])
+    line = f"memory     up to {peaks[largest] / GIB:.1f} GiB on a GPU ({largest}); scripts/plan_cluster.py says of what"
+    have = None if plan.devices.hostfile is not None else local_gpu_memory()
+    if have is None or peaks[largest] <= USABLE * have:
+        return line
+    too_large = ", ".join(name for name, peak in peaks.items() if peak > USABLE * have)
+    return f"{line}\nwarning    GPUs of {have / GIB:.0f} GiB are too small for {too_large}: lower train.micro_batch"
 
 
 def duration(seconds: float) -> str:

@@ -13,24 +13,10 @@ from data.batches import Windows, repetition, target_bytes
 from data.shards import Corpus
 from model.counts import count_parameters
 from train.config import RunConfig
+from train.hardware import find_gpu
 from train.topology import Topology, uses_gpu
 
 SCHEMA = 1
-
-# Dense bf16 peak in FLOP/s, from the vendors' data sheets; MFU is stated against it.
-_PEAK_FLOPS = {
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "H800": 989e12,
-    "GH200": 989e12,
-    "B200": 2250e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-}
 
 
 def device_name() -> str:
@@ -46,8 +32,8 @@ def device_name() -> str:
 
 def peak_flops() -> float | None:
     """Dense bf16 peak of this device in FLOP/s; None for one that is not in the table, a CPU for instance."""
-    name = device_name()
-    return next((peak for key, peak in _PEAK_FLOPS.items() if key in name), None)
+    gpu = find_gpu(device_name())
+    return gpu.flops if gpu is not None else None
 
 
 def make_record(

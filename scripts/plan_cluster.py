@@ -1,0 +1,247 @@
+"""Plan a run on a cluster before it is rented: memory of each GPU, pipeline bubble, communication and step time."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from configs.reader import ConfigError, Problem
+from model.counts import count_parameters
+from train.cluster import MATMUL_EFFICIENCY, Cluster, Prediction, alternatives, obstacle, predict, replicas_of
+from train.config import RunConfig, load_run
+from train.hardware import GIB, GPUS, USABLE
+from train.memory import blocks_of_stage
+
+EPILOG = f"""\
+examples:
+  python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu H100
+  python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu A100 --nodes 128 --model.size=gpt3-175b \\
+      --train.sequence_length=2048 --train.global_batch=1536 --train.micro_batch=1 --parallel.pipeline_stages=32
+
+Memory is in GiB (2^30 bytes), of the fullest moment of a step; bandwidths are in GB/s (10^9 bytes) and direction for
+each GPU; times are in seconds. Known GPUs: {", ".join(GPUS)}.
+How well this agrees with measured and published figures: docs/cluster-planning.md.
+exit status: 0 the run fits, 1 it does not, 2 a mistake in the input."""
+
+_SHOWN_STAGES = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = argparse.ArgumentParser(
+        prog="plan_cluster.py",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="RUN.yaml", help="the run; --a.b=c overrides a key"
+    )
+    parser.add_argument("--gpu", default="H100", help="kind of GPU (default H100)")
+    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in a machine (default 8)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a GPU, where it is not the usual one")
+    parser.add_argument("--link", type=float, metavar="GB/S", help="bandwidth inside a machine")
+    parser.add_argument("--network", type=float, metavar="GB/S", help="bandwidth between machines, for each GPU")
+    parser.add_argument(
+        "--efficiency",
+        type=float,
+        default=MATMUL_EFFICIENCY,
+        help=f"share of the peak that matrix products reach (default {MATMUL_EFFICIENCY})",
+    )
+    parser.add_argument(
+        "--tensor-parallel", type=int, default=1, metavar="N", help="as Megatron-LM, which this trainer cannot run"
+    )
+    parser.add_argument("--alternatives", type=int, default=5, metavar="N", help="other topologies listed (default 5)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    options, overrides = parser.parse_known_args(arguments)
+    try:
+        run, cluster = load_run(options.config, overrides), _cluster(options)
+    except ConfigError as error:
+        print(f"plan_cluster.py: {error}", file=sys.stderr)
+        return 2
+    problem = obstacle(run, cluster.devices, options.tensor_parallel)
+    prediction = None if problem else predict(run, cluster, options.tensor_parallel)
+    others = alternatives(run, cluster)[: options.alternatives] if options.alternatives else []
+    if options.json:
+        print(json.dumps(_as_json(run, cluster, options.tensor_parallel, prediction, problem, others), indent=2))
+    else:
+        _print(run, cluster, options, prediction, problem, others)
+    return 0 if prediction is not None and _fits(prediction, cluster) else 1
+
+
+def _cluster(options: argparse.Namespace) -> Cluster:
+    """Read the cluster's flags. Raises `ConfigError`."""
+    by_lower_case = {name.lower(): name for name in GPUS}
+    problems = []
+    if options.gpu.lower() not in by_lower_case:
+        near = difflib.get_close_matches(options.gpu.lower(), by_lower_case, n=1, cutoff=0.0)[0]
+        known = ", ".join(GPUS)
+        message = f"'{options.gpu}' is not in the table; nearest is '{by_lower_case[near]}' (of {known})"
+        problems.append(Problem("command line", "--gpu", message))
+    for key in ("gpus_per_node", "nodes", "tensor_parallel", "memory", "link", "network", "efficiency"):
+        value = getattr(options, key)
+        if value is not None and not value > 0:
+            problems.append(Problem("command line", f"--{key.replace('_', '-')}", f"{value} must be above 0"))
+    if options.efficiency > 1:
+        problems.append(
+            Problem("command line", "--efficiency", f"{options.efficiency} is more than the peak; nearest is 1")
+        )
+    if problems:
+        raise ConfigError(problems)
+    gpu = GPUS[by_lower_case[options.gpu.lower()]]
+    units = {"memory": GIB, "link": 1e9, "network": 1e9}
+    given = {key: getattr(options, key) * unit for key, unit in units.items() if getattr(options, key) is not None}
+    return Cluster(dataclasses.replace(gpu, **given), options.gpus_per_node, options.nodes, options.efficiency)
+
+
+def _fits(prediction: Prediction, cluster: Cluster) -> bool:
+    return prediction.peak <= USABLE * cluster.gpu.memory
+
+
+# ---------------------------------------------------------------------------------------- presentation
+
+
+def _print(
+    run: RunConfig,
+    cluster: Cluster,
+    options: argparse.Namespace,
+    prediction: Prediction | None,
+    problem: str | None,
+    others: list[tuple[RunConfig, Prediction]],
+) -> None:
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    parameters = count_parameters(run.model).total
+    where = f"{cluster.devices:,} x {options.gpu} ({cluster.nodes} x {cluster.per_node})"
+    print(
+        f"{run.name}: {parameters:,} parameters, {run.precision}, {run.tokens_per_step:,} tokens per step, on {where}"
+    )
+    if prediction is None:
+        print(f"cannot be spread so: {problem}")
+    else:
+        console.print(_stage_table(run, prediction))
+        print(*_summary(run, cluster, prediction), sep="\n")
+        if options.tensor_parallel > 1:
+            print("note       this trainer has no tensor parallelism: the plan is for comparison, and cannot be run")
+    if others:
+        console.print(_alternatives_table(cluster, others))
+    elif options.alternatives:
+        print("no topology of this trainer fits: take more GPUs, larger ones, or a smaller train.global_batch")
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:,.2f}"
+
+
+def _stage_table(run: RunConfig, prediction: Prediction) -> Table:
+    stages = len(prediction.memory)
+    shown = set(range(stages))
+    if stages > _SHOWN_STAGES:
+        shown = {0, 1, stages // 4, stages // 2, 3 * stages // 4, stages - 2, stages - 1}
+    table = Table(title="GiB on each GPU", title_justify="left")
+    for heading in ("stage", "blocks", "weights", "gradients", "optimizer", "buffers", "activations", "peak", "at"):
+        table.add_column(heading, justify="left" if heading == "at" else "right", no_wrap=True)
+    for stage in sorted(shown):
+        memory = prediction.memory[stage]
+        sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
+        blocks = blocks_of_stage(run.model.n_layer, stages, stage)
+        table.add_row(f"{stage + 1}/{stages}", str(blocks), *map(_gib, sizes), memory.worst_moment)
+    return table
+
+
+def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[str]:
+    step, volume = prediction.step, prediction.volume
+    verdict = "fits" if _fits(prediction, cluster) else "does not fit"
+    limit = f"{_gib(USABLE * cluster.gpu.memory)} GiB usable of {_gib(cluster.gpu.memory)}"
+    parts = {
+        "arithmetic and memory": step.compute,
+        "bubble": step.bubble,
+        "pipeline sends": step.pipeline,
+        "tensor parallel": step.tensor_parallel,
+        "data parallel": step.data_parallel,
+        "optimizer": step.optimizer,
+    }
+    spent = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds)
+    sent = {
+        "data parallel": volume.data_parallel,
+        "pipeline": volume.pipeline,
+        "tensor parallel": volume.tensor_parallel,
+    }
+    bytes_sent = ", ".join(f"{name} {size / 1e9:,.3g} GB" for name, size in sent.items() if size) or "nothing"
+    days = run.steps * step.seconds / 86_400
+    rate = run.tokens_per_step / step.seconds
+    return [
+        f"verdict    {verdict}: at most {_gib(prediction.peak)} GiB, {limit}",
+        f"bubble     {prediction.bubble:.1%} of a stage's time",
+        f"sent       {bytes_sent} by each GPU and step",
+        f"step       {step.seconds:.3g} s: {spent}",
+        f"speed      {rate:,.0f} tokens/s, MFU {prediction.mfu:.1%}; {run.steps:,} steps take {days:.3g} days",
+    ]
+
+
+def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Prediction]]) -> Table:
+    table = Table(title="topologies of this trainer that fit, the fastest first", title_justify="left")
+    for heading in ("stages", "replicas", "ZeRO", "micro_batch", "recompute", "peak GiB", "bubble", "step s", "MFU"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for run, prediction in others:
+        table.add_row(
+            str(run.parallel.pipeline_stages),
+            str(replicas_of(run, cluster.devices)),
+            str(run.zero_stage),
+            str(run.train.micro_batch),
+            "yes" if run.train.activation_checkpointing else "no",
+            _gib(prediction.peak),
+            f"{prediction.bubble:.1%}",
+            f"{prediction.step.seconds:.3g}",
+            f"{prediction.mfu:.1%}",
+        )
+    return table
+
+
+def _as_json(
+    run: RunConfig,
+    cluster: Cluster,
+    tensor_parallel: int,
+    prediction: Prediction | None,
+    problem: str | None,
+    others: list[tuple[RunConfig, Prediction]],
+) -> dict[str, Any]:
+    """Return everything that the tables say, in bytes and seconds."""
+
+    def described(run: RunConfig, prediction: Prediction) -> dict[str, Any]:
+        return {
+            "pipeline_stages": run.parallel.pipeline_stages,
+            "zero_stage": run.zero_stage,
+            "micro_batch": run.train.micro_batch,
+            "activation_checkpointing": run.train.activation_checkpointing,
+            "fits": _fits(prediction, cluster),
+            "peak_bytes": prediction.peak,
+            "memory": [dataclasses.asdict(memory) | {"peak": memory.peak} for memory in prediction.memory],
+            "volume": dataclasses.asdict(prediction.volume),
+            "bubble": prediction.bubble,
+            "step": dataclasses.asdict(prediction.step) | {"seconds": prediction.step.seconds},
+            "mfu": prediction.mfu,
+        }
+
+    return {
+        "parameters": count_parameters(run.model).total,
+        "tokens_per_step": run.tokens_per_step,
+        "steps": run.steps,
+        "devices": cluster.devices,
+        "gpu": dataclasses.asdict(cluster.gpu),
+        "tensor_parallel": tensor_parallel,
+        "problem": problem,
+        "plan": None if prediction is None else described(run, prediction),
+        "alternatives": [described(*other) for other in others],
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())
