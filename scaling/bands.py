@@ -80,17 +80,40 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
         )
     at = stages()
     sizes = np.log([[n, d] for n, d, _ in rungs])
-    design, new = _expand(sizes, sizes), _expand(np.log([[N, D]]), sizes)[0]
     losses = np.log([course(curve.tokens / tokens, curve.loss, at) for _, tokens, curve in rungs])
     known = np.isfinite(losses).all(axis=0)
-    fits = [_regress(design, column, new) for column in losses[:, known].T]
-    centre, spread, freedom = np.array(fits).T
+    losses = losses[:, known]
+    centre, spread, freedom = _predict(sizes, losses, np.log([[N, D]]))
+    spread = np.hypot(spread, _backtest(sizes, losses))
     # A few rungs determine the scale of the noise badly; neighbouring stages share it. Their noise is not all their
     # own, so that of five stages three are counted.
     width = t.ppf((1 + LEVEL) / 2, 3 * freedom) * np.exp(smoothed(np.log(spread), 5))
     width = np.maximum(width, LEAST_LOG)
     low, centre, high = np.exp([centre - width, centre, centre + width])
     return Band(at[known], low, centre, high, WINDOW, len(rungs))
+
+
+def _predict(sizes: Array, losses: Array, new: Array) -> tuple[Array, Array, Array]:
+    """Log loss at one ``new`` size (1, 2) by those of ``sizes`` (n, 2), at every stage of ``losses`` (n, k): each (k,).
+
+    Returns the mean, the standard deviation and the degrees of freedom.
+    """
+    design, at = _expand(sizes, sizes), _expand(new, sizes)[0]
+    mean, spread, freedom = np.array([_regress(design, column, at) for column in losses.T]).T
+    return mean, spread, freedom
+
+
+def _backtest(sizes: Array, losses: Array) -> Array:
+    """Error (k,) of predicting the rungs of the largest size from the others, root mean square; what no residual shows.
+
+    Zero where the others are too few to predict anything.
+    """
+    largest = sizes[:, 0] == sizes[:, 0].max()
+    if (~largest).sum() < LEAST_RUNGS - 1:
+        return np.zeros(losses.shape[1])
+    pairs = zip(sizes[largest], losses[largest], strict=True)
+    errors = [loss - _predict(sizes[~largest], losses[~largest], size[None])[0] for size, loss in pairs]
+    return np.sqrt((np.array(errors) ** 2).mean(axis=0))
 
 
 def _expand(points: Array, about: Array) -> Array:
