@@ -25,12 +25,11 @@ ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
 REDUCE_BUCKET = 500_000_000
 """Elements reduced at once, DeepSpeed's `zero_optimization.reduce_bucket_size`."""
 
-_PIPELINE_BUFFERS = (1, 7)  # activations between steps, measured on the first stage and on the last of two
+# Activations that a pipeline's engine holds between steps, measured on the first stage and on the last of two.
+_PIPELINE_BUFFERS = (1, 7)
 
-_GATHERED = (
-    1_000_000_000  # elements: stage 3 keeps that many gathered (max_live_parameters), and updates as many at once
-)
-
+# Elements that stage 3 keeps gathered (max_live_parameters), and that it updates at once (sub_group_size).
+_GATHERED = 1_000_000_000
 
 _MOMENTS = ("forward", "backward", "reduce", "update")
 
