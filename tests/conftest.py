@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,30 +92,37 @@ def wait_for(happened: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+def start_rank(
+    rank: int,
+    world_size: int,
+    port: int,
+    arguments: list[str],
+    program: Sequence[str] = ("-m", "train"),
+) -> subprocess.Popen[str]:
+    """Start one rank the way the launcher would."""
+    environment = os.environ | {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    return subprocess.Popen(
+        [sys.executable, *program, *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
 class Ranks:
     """The processes of one run, started the way the launcher starts them but without its 5 seconds."""
 
-    def __init__(self, world_size: int, arguments: list[str], module: str = "train") -> None:
+    def __init__(self, world_size: int, arguments: list[str], program: Sequence[str] = ("-m", "train")) -> None:
         port = free_port()
-        self.processes = []
-        for rank in range(world_size):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-            }
-            self.processes.append(
-                subprocess.Popen(
-                    [sys.executable, "-m", module, *arguments],
-                    cwd=ROOT,
-                    env=environment,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
+        self.processes = [start_rank(rank, world_size, port, arguments, program) for rank in range(world_size)]
 
     def finish(self, timeout: float = 240) -> tuple[int, str]:
         """Wait for all; return the largest exit status and the joined output."""
@@ -137,7 +144,7 @@ def run_cases(world_size: int, config: Path, cases: list[dict[str, Any]], folder
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
     arguments = [str(config), str(folder / "cases.json"), str(folder / "results.pt")]
-    status, output = Ranks(world_size, arguments, "tests.parity_ranks").finish(timeout=500)
+    status, output = Ranks(world_size, arguments, ("-m", "tests.parity_ranks")).finish(timeout=500)
     assert status == 0, output
     return torch.load(folder / "results.pt")
 

@@ -1,14 +1,17 @@
 """Runs that are signalled, hang, meet another run or run out of something."""
 
 import signal
+import socket
 from pathlib import Path
 
 import pytest
-from conftest import Ranks, read_record, read_rows, run_ranks, wait_for
+import torch
+from conftest import Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
 
 from train.runstate import checkpoint_step
 from train.status import Status
 
+GPUS = torch.cuda.device_count()
 CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
 
 
@@ -47,3 +50,98 @@ def test_one_rank_is_signalled_and_all_save_at_the_same_step(whole: Path, small_
     run_ranks(2, small_run, run_dir, *LONG)
     assert curve(run_dir) == curve(whole)
     assert read_record(run_dir)["val_loss"] == read_record(whole)["val_loss"]
+
+
+@pytest.mark.slow
+def test_ranks_of_two_runs_on_one_port_refuse_each_other(small_run: Path, tmp_path: Path) -> None:
+    port = free_port()
+    arguments = [["--config", str(small_run), "--run-dir", str(tmp_path / name)] for name in "ab"]
+    ranks = [start_rank(rank, 2, port, arguments[rank]) for rank in (0, 1)]
+    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [Status.FOREIGN_RANK] * 2, outputs
+    assert f"rank 0 is of {tmp_path}/a" in outputs[0]
+    assert f"but rank 1 is of {tmp_path}/b" in outputs[0]
+    assert "step 1/" not in "".join(outputs)
+
+
+@pytest.mark.slow
+def test_taken_port_is_a_sentence(small_run: Path, tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        rank = start_rank(0, 1, port, ["--config", str(small_run), "--run-dir", str(tmp_path / "run")])
+        output, _ = rank.communicate(timeout=120)
+    assert rank.returncode == Status.USER_ERROR, output
+    assert f"port {port} is in use" in output
+    assert f"--master_port {port + 1}" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(GPUS < 2, reason="one GPU")])]
+)
+def test_hung_rank_is_named_and_ends_the_run(
+    device: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", device)
+    run_dir = tmp_path / "run"
+    limits = ["--watch.step_seconds=3", "--train.steps=100000"]
+    ranks = Ranks(2, ["--config", str(small_run), "--run-dir", str(run_dir), *limits])
+    wait_for(lambda: logged(run_dir, 20))
+    ranks.processes[1].send_signal(signal.SIGSTOP)
+    output, _ = ranks.processes[0].communicate(timeout=120)
+    ranks.processes[1].kill()
+    ranks.processes[1].communicate()
+    assert ranks.processes[0].returncode == Status.HUNG, output
+    assert f"rank 1 ({socket.gethostname()}, process {ranks.processes[1].pid}, stopped) has been training" in output
+
+
+# A rank that ends early with status 0, and one that runs out of memory, at its fifth step.
+MAIN = """
+from train.__main__ import main
+sys.exit(main())
+"""
+SABOTAGE = """
+import itertools, os, sys, torch
+import train.loop
+step, count, how = train.loop.train_step, itertools.count(1), sys.argv.pop(1)
+def train_step(*arguments):
+    if next(count) == 5 and os.environ["RANK"] == "1":
+        if how == "exit":
+            os._exit(0)
+        torch.empty(2**60)
+    return step(*arguments)
+train.loop.train_step = train_step
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "statuses"), [("exit", [1, 0]), ("memory", [1, Status.OUT_OF_MEMORY])])
+def test_end_of_one_rank_ends_the_others(how: str, statuses: list[int], small_run: Path, tmp_path: Path) -> None:
+    arguments = [how, "--config", str(small_run), "--run-dir", str(tmp_path / "run")]
+    ranks = Ranks(2, arguments, ("-c", SABOTAGE + MAIN))
+    _, output = ranks.finish()
+    assert [process.returncode for process in ranks.processes] == statuses, output
+    assert "another rank of this run has ended" in output
+    assert "Traceback" not in output
+    assert not (tmp_path / "run/record.json").exists()
+    if how == "memory":
+        assert "--train.micro_batch=1 (now 2; gradients accumulate)" in output
+        assert "--train.activation_checkpointing=true" in output
+        assert "--parallel.zero_stage=1 (now 0)" in output
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_what_is_written(whole: Path, small_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    arguments = ["--config", str(small_run), "--run-dir", str(run_dir), *LONG]
+    program = ["-c", "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))\n" + MAIN]
+    ranks = Ranks(2, arguments, program)
+    _, output = ranks.finish()
+    assert ranks.processes[0].returncode == Status.DISK_FULL, output
+    assert "make room and run again" in output
+    assert "Traceback" not in output
+    run_ranks(2, small_run, run_dir, *LONG)
+    assert curve(run_dir) == curve(whole)

@@ -74,7 +74,7 @@ class Heart:
         self._steps += 1
         if self._steps == 1:  # compiles, and fills caches
             self._write("training", done, self._config.slow_seconds)
-        elif not self._in_step or self._step_began - self._written > _SELDOM:
+        elif self._steps == 2 or not self._in_step or self._step_began - self._written > _SELDOM:
             self._write("training", done, max(self._config.step_seconds, self._longest))
         self._in_step = True
 
