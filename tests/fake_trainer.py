@@ -1,6 +1,6 @@
-"""Stands in for a training run in tests of the scheduler: `fake_trainer.py RUN_DIR BEHAVIOUR`.
+"""Stands in for a worker in tests of the scheduler: `fake_trainer.py WORKER_DIR '{"RUN": "BEHAVIOUR"}'`.
 
-It leaves what a run leaves (metrics.jsonl, record.json), quickly, or fails in one of the ways that runs fail.
+A run leaves what a run leaves (metrics.jsonl, record.json), quickly, or fails in one of the ways that runs fail.
 """
 
 import json
@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from train.handover import handed_over, report_done
 
 
 def log_step(directory: Path, step: int) -> None:
@@ -35,24 +37,19 @@ def ignore_signals() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def main() -> int:
-    directory, behaviour = Path(sys.argv[1]), sys.argv[2]
+def train(directory: Path, behaviour: str) -> int:
     (directory / "pid").write_text(str(os.getpid()))
     with (directory.parent / "order.txt").open("a") as file:
-        file.write(f"{directory.name} {os.environ['FAKE_PORT']}\n")
-    if behaviour == "stubborn":  # ignores everything but SIGKILL, in a session of its own
-        ignore_signals()
-        (directory / "stubborn").write_text(str(os.getpid()))
-        time.sleep(600)
+        file.write(f"{directory.name} {os.environ['FAKE_PORT']} {os.getpid()}\n")
     if behaviour == "family":  # a launcher with a child that outlives it
         subprocess.Popen([sys.executable, __file__, str(directory), "stubborn"], start_new_session=True)
         log_step(directory, 1)
         time.sleep(600)
-    if behaviour == "orphan":  # the launcher dies with status 0, its worker goes on
+    if behaviour == "orphan":  # the launcher dies with status 0, its rank goes on
         subprocess.Popen([sys.executable, __file__, str(directory), "stubborn"], start_new_session=True)
         while not (directory / "stubborn").exists():
             time.sleep(0.02)
-        return 0
+        sys.exit(0)
     if behaviour == "crash":
         log_step(directory, 1)
         print("Traceback (most recent call last):\n  File 'x', line 1\nValueError: the sky fell", file=sys.stderr)
@@ -65,11 +62,39 @@ def main() -> int:
     if behaviour == "crash-once" and not (directory / "crashed").exists():
         (directory / "crashed").touch()
         return 1
+    if behaviour == "nothing":  # says that it is done, and is not
+        return 0
     if behaviour == "slow":
         time.sleep(1.0)
     log_step(directory, 1)
     complete(directory)
     return 0
+
+
+def stubborn(directory: Path) -> None:
+    """Ignore everything but SIGKILL, in a session of its own."""
+    ignore_signals()
+    (directory / "stubborn").write_text(str(os.getpid()))
+    time.sleep(600)
+
+
+def main() -> int:
+    directory = Path(sys.argv[1])
+    if sys.argv[2] == "stubborn":
+        stubborn(directory)
+    behaviours = json.loads(sys.argv[2])
+    done = 0
+    while True:
+        job = handed_over(directory)
+        if job is None or job.number == done:
+            time.sleep(0.02)
+        elif job.run_dir is None:
+            return 0
+        elif status := train(job.run_dir, behaviours.get(job.run_dir.name, "complete")):
+            return status
+        else:
+            done = job.number
+            report_done(directory, done)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,15 @@ import psutil
 import pytest
 
 from configs.reader import ConfigError
+from train.handover import Job, hand_over
 from train.journal import last_failures, last_meaningful_lines, read_events
 from train.plan import make_plan
 from train.ports import reserve_port
 from train.processes import MARK, processes_of, start_guard, stop
 from train.runstate import read_states
-from train.scheduler import Outcome, run_sweep
-from train.slots import Devices
-from train.sweep import Run, Sweep, load_sweep
+from train.scheduler import Command, Outcome, run_sweep
+from train.slots import Devices, Slot
+from train.sweep import Sweep, load_sweep
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 BASE = """\
@@ -43,20 +44,23 @@ def make_sweep(folder: Path, sizes: str = "[tiny-1k, tiny-3k, tiny-6k]", *overri
 
 
 def go(sweep: Sweep, behaviours: dict[str, str] | None = None, slots: int = 2) -> Outcome:
-    """Run a sweep with the stand-in; runs are named by their size alone here."""
-
-    def command(run: Run, slot: object, port: int) -> list[str]:
-        behaviour = (behaviours or {}).get(run.config.model.size or "", "complete")
-        return ["env", f"FAKE_PORT={port}", sys.executable, str(FAKE), str(run.directory), behaviour]
-
+    """Run a sweep with the stand-in; behaviours go by the size of a run."""
     devices = Devices("cpu", {"localhost": tuple(range(slots))})
-    return run_sweep(make_plan(sweep, devices), lambda: None, command)
+    return run_sweep(make_plan(sweep, devices), lambda: None, fake_command(behaviours))
 
 
-def launches(sweep: Sweep) -> list[tuple[str, int]]:
+def fake_command(behaviours: dict[str, str] | None = None) -> Command:
+    by_run = json.dumps({f"{size}-640tok": behaviour for size, behaviour in (behaviours or {}).items()})
+    return lambda directory, processes, slot, port: [
+        *("env", f"FAKE_PORT={port}", sys.executable, str(FAKE), str(directory), by_run)
+    ]
+
+
+def launches(sweep: Sweep) -> list[tuple[str, int, int]]:
+    """(run, port, pid) of every time that a run was begun."""
     path = sweep.config.directory / "order.txt"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [(line.split()[0], int(line.split()[1])) for line in lines]
+    lines = map(str.split, path.read_text().splitlines() if path.exists() else [])
+    return [(name, int(port), int(pid)) for name, port, pid in lines]
 
 
 def wait_for(condition: object, seconds: float = 15) -> None:
@@ -97,9 +101,52 @@ def test_unfinished_run_is_launched_again(tmp_path):
     assert read_states(sweep.runs)["tiny-3k-640tok"].state == "failed"
     outcome = go(sweep)
     assert {state.state for state in outcome.states.values()} == {"complete"}
-    assert [name for name, _ in launches(sweep)].count("tiny-3k-640tok") == 2
+    assert [name for name, *_ in launches(sweep)].count("tiny-3k-640tok") == 2
     assert len(launches(sweep)) == 4
     assert not last_failures(sweep.config.directory)
+
+
+def workers_of(sweep: Sweep) -> list[list[str]]:
+    """Which runs each worker has begun, by size."""
+    by_pid: dict[int, list[str]] = {}
+    for name, _, pid in launches(sweep):
+        by_pid.setdefault(pid, []).append(name.removesuffix("-640tok"))
+    return list(by_pid.values())
+
+
+def test_one_launch_for_many_runs(tmp_path):
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k, tiny-6k, tiny-14k]")
+    go(sweep, slots=1)
+    assert workers_of(sweep) == [["tiny-14k", "tiny-6k", "tiny-3k", "tiny-1k"]]
+    assert [event["warm"] for event in read_events(sweep.config.directory) if event["event"] == "started"] == [
+        *(False, True, True, True)
+    ]
+    assert not list(sweep.config.directory.glob(".worker-*"))
+
+
+def test_no_more_runs_per_launch_than_asked_for(tmp_path):
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k, tiny-6k]", "--runs_per_launch=2")
+    go(sweep, slots=1)
+    assert workers_of(sweep) == [["tiny-6k", "tiny-3k"], ["tiny-1k"]]
+
+
+def test_failed_run_takes_its_worker_with_it(tmp_path):
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k, tiny-6k, tiny-14k]")
+    go(sweep, {"tiny-6k": "crash"}, slots=1)
+    assert workers_of(sweep) == [["tiny-14k", "tiny-6k"], ["tiny-3k", "tiny-1k"]]
+    logs = {run.config.model.size: (run.directory / "log.txt").read_text() for run in sweep.runs}
+    assert [size for size, log in logs.items() if "the sky fell" in log] == ["tiny-6k"]
+
+
+def test_workers_make_room_for_a_run_of_another_size(tmp_path):
+    """Two runs on one GPU each, then one on both."""
+    large = "--points=[{model.size: tiny-1k, devices_per_run: 2, train.micro_batch: 2}]"
+    sweep = make_sweep(tmp_path, "[tiny-25k, tiny-98k]", large)
+    devices = Devices("gpu", {"localhost": (0, 1)})
+    outcome = run_sweep(make_plan(sweep, devices), lambda: None, fake_command())
+    assert {state.state for state in outcome.states.values()} == {"complete"}
+    assert len(workers_of(sweep)) == 3
+    assert launches(sweep)[-1][0] == "tiny-1k-640tok"
 
 
 @pytest.mark.parametrize(
@@ -108,6 +155,7 @@ def test_unfinished_run_is_launched_again(tmp_path):
         ("crash", "exit status 1: ValueError: the sky fell"),
         ("killed", "killed by SIGKILL"),
         ("orphan", "exit status is 0 but record.json is not complete"),
+        ("nothing", "record.json is not complete"),
     ],
 )
 def test_failure_leaves_siblings_alone(tmp_path, behaviour, reason):
@@ -124,7 +172,7 @@ def test_retries_but_not_after_a_mistake_in_the_input(tmp_path):
     sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1")
     outcome = go(sweep, {"tiny-1k": "crash-once", "tiny-3k": "input"})
     assert [failure.run.config.model.size for failure in outcome.failures] == ["tiny-3k"]
-    names = [name for name, _ in launches(sweep)]
+    names = [name for name, *_ in launches(sweep)]
     assert names.count("tiny-1k-640tok") == 2
     assert names.count("tiny-3k-640tok") == 1
 
@@ -132,7 +180,7 @@ def test_retries_but_not_after_a_mistake_in_the_input(tmp_path):
 def test_longest_first_and_a_port_each(tmp_path):
     sweep = make_sweep(tmp_path, "[tiny-1k, tiny-25k, tiny-6k]")
     go(sweep, {"tiny-25k": "slow", "tiny-6k": "slow"}, slots=1)
-    assert [name.rsplit("-", 1)[0] for name, _ in launches(sweep)] == ["tiny-25k", "tiny-6k", "tiny-1k"]
+    assert [name.rsplit("-", 1)[0] for name, *_ in launches(sweep)] == ["tiny-25k", "tiny-6k", "tiny-1k"]
     reserved = [reserve_port() for _ in range(20)]
     assert len({port.number for port in reserved}) == 20
     for port in reserved:
@@ -181,9 +229,9 @@ def test_corpus_is_prepared_once_and_only_when_there_is_work(tmp_path):
     plan = make_plan(sweep, Devices("cpu", {"localhost": (0, 1)}))
     calls = []
 
-    def command(run: Run, slot: object, port: int) -> list[str]:
+    def command(directory: Path, processes: int, slot: Slot, port: int) -> list[str]:
         assert calls
-        return ["env", f"FAKE_PORT={port}", sys.executable, str(FAKE), str(run.directory), "complete"]
+        return fake_command()(directory, processes, slot, port)
 
     for _ in range(2):
         run_sweep(plan, lambda: calls.append(1), command)
@@ -192,15 +240,17 @@ def test_corpus_is_prepared_once_and_only_when_there_is_work(tmp_path):
 
 def test_what_an_earlier_sweep_left_running_is_ended(tmp_path):
     sweep = make_sweep(tmp_path, "[tiny-1k]")
-    directory = sweep.runs[0].directory
+    directory = sweep.config.directory / ".worker-0"
     directory.mkdir(parents=True)
-    environment = os.environ | {MARK: str(directory.resolve()), "FAKE_PORT": "0"}
+    hand_over(directory, Job(1, sweep.runs[0].directory))
+    environment = os.environ | {MARK: str(directory.resolve())}
     left = subprocess.Popen([sys.executable, str(FAKE), str(directory), "stubborn"], env=environment)
     wait_for((directory / "stubborn").exists)
     assert read_states(sweep.runs)["tiny-1k-640tok"].state == "running"
     outcome = go(sweep)
     assert left.wait(timeout=5) == -signal.SIGKILL
     assert outcome.states["tiny-1k-640tok"].state == "complete"
+    assert not directory.exists()
 
 
 # ------------------------------------------------------------------------------- being ended from outside
@@ -219,7 +269,7 @@ DRIVER = textwrap.dedent("""
 
 def start_driver(folder: Path, grace: float) -> tuple[subprocess.Popen[bytes], list[Path]]:
     """Start a sweep of two runs, each a launcher and a grandchild that ignores signals, in a process of its own."""
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (FAKE.parent, FAKE.parent.parent)))}
     driver = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(grace)], cwd=folder, env=environment)
     stubborn = [folder / "runs" / f"{size}-640tok" / "stubborn" for size in ("tiny-1k", "tiny-3k")]
     wait_for(lambda: all(path.exists() and path.read_text() for path in stubborn))

@@ -95,20 +95,22 @@ def test_hostfile(tmp_path):
 
 
 def test_launcher_arguments():
-    run = make_run(2)
-    cpu = launch_arguments(run, Slot((("localhost", (1,)),)), 20_000, Devices("cpu", {"localhost": (0, 1)}, 2))
+    worker = Path("runs/s/.worker-0")
+    slot = Slot((("localhost", (1,)),))
+    cpu = launch_arguments(worker, 2, slot, 20_000, Devices("cpu", {"localhost": (0, 1)}, 2))
     assert cpu[:2] == ["--num_accelerators", "2"]
     assert cpu[cpu.index("--master_port") + 1] == "20000"
-    assert cpu[-5:-1] == [str(Path(cpu[-5])), "--config", "runs/x/r/config.yaml", "--run-dir"]
-    gpu = launch_arguments(run, Slot((("localhost", (2, 5)),)), 1, Devices("gpu", {"localhost": tuple(range(8))}))
+    assert cpu[-2:] == ["--jobs", str(worker.resolve())]
+    slot = Slot((("localhost", (2, 5)),))
+    gpu = launch_arguments(worker, 2, slot, 1, Devices("gpu", {"localhost": tuple(range(8))}))
     assert gpu[:2] == ["--include", "localhost:2,5"]
     assert "--force_multi" not in gpu
     devices = Devices("gpu", TWO_HOSTS, hostfile=Path("/h"))
-    far = launch_arguments(run, Slot((("a", (0, 1)),)), 1, devices, ["--launcher", "slurm"])
+    far = launch_arguments(worker, 2, Slot((("a", (0, 1)),)), 1, devices, ["--launcher", "slurm"])
     assert far[far.index("--hostfile") + 1] == "/h"
     assert "--force_multi" in far
     assert far[far.index("--launcher") + 1] == "slurm"
-    both = launch_arguments(run, Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 1, devices)
+    both = launch_arguments(worker, 2, Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 1, devices)
     assert both[1] == "a:0,1,2,3@b:0,1,2,3"
 
 
@@ -116,7 +118,7 @@ def test_launcher_understands_our_arguments():
     """The launcher's own parser reads them as meant."""
     runner = pytest.importorskip("deepspeed.launcher.runner")
     devices = Devices("gpu", TWO_HOSTS, hostfile=Path("/h"))
-    arguments = launch_arguments(make_run(8), Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 20_002, devices)
+    arguments = launch_arguments(Path("w"), 8, Slot((("a", (0, 1, 2, 3)), ("b", (0, 1, 2, 3)))), 20_002, devices)
     parsed = runner.parse_args(arguments)
     assert (parsed.master_port, parsed.hostfile, parsed.force_multi) == (20_002, "/h", True)
     assert runner.parse_inclusion_exclusion({"a": 4, "b": 4, "c": 4}, parsed.include, "") == {
@@ -124,17 +126,16 @@ def test_launcher_understands_our_arguments():
         "b": [0, 1, 2, 3],
     }
     assert Path(parsed.user_script).name == "pretrain.py"
-    assert parsed.user_args[0] == "--config"
+    assert parsed.user_args == ["--jobs", str(Path("w").resolve())]
 
 
-def test_environment_of_a_run(monkeypatch):
+def test_environment_of_a_worker(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"):
         monkeypatch.setenv(name, "7")
-    run = make_run(2)
-    environment = launch_environment(run, Devices("cpu", {"localhost": (0,)}, threads=4))
+    environment = launch_environment(Path("w"), 2, Devices("cpu", {"localhost": (0,)}, threads=4))
     assert not {"RANK", "WORLD_SIZE", "CUDA_VISIBLE_DEVICES"} & environment.keys()
     assert (environment["DS_ACCELERATOR"], environment["OMP_NUM_THREADS"]) == ("cpu", "2")
-    assert environment[MARK] == str(run.directory.resolve())
+    assert environment[MARK] == str(Path("w").resolve())
 
 
 def test_expected_time_of_the_whole_sweep():

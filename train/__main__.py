@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--config", type=Path, required=True, metavar="RUN.yaml", help="the run")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--config", type=Path, metavar="RUN.yaml", help="the run")
+    what.add_argument("--jobs", type=Path, metavar="DIR", help="train the runs that a sweep hands over in DIR")
     parser.add_argument("--run-dir", type=Path, help="where everything of the run goes (default: runs/NAME)")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for the launcher's sake; always on")
     parser.add_argument("--deepspeed_config", type=Path, metavar="ds.json", help="your own DeepSpeed configuration")
@@ -41,6 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace, overrides: list[str]) -> int:
+    if options.jobs is not None:
+        return _serve(options.jobs)
     run = load_run(options.config, overrides)
     if options.print_config:
         print(dump_yaml(run), end="")
@@ -52,6 +56,17 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
     try:
         return run_job(run, options.run_dir or Path("runs") / run.name, str(options.config), options.deepspeed_config)
+    finally:
+        disconnect()
+
+
+def _serve(directory: Path) -> int:
+    watch_launcher()
+    from train.topology import disconnect
+    from train.worker import serve
+
+    try:
+        return serve(directory)
     finally:
         disconnect()
 

@@ -1,7 +1,8 @@
-"""Find and end every process of a run, whoever its parent is by now.
+"""Find and end every process of a sweep's worker, whoever its parent is by now.
 
-The `deepspeed` launcher leaves its workers behind when it is signalled or killed, and helpers of theirs may have
-started sessions of their own. What no descendant loses is its environment, so that carries the run's directory.
+The `deepspeed` launcher leaves its ranks behind when it is signalled or killed, and helpers of theirs may have
+started sessions of their own. What no descendant loses is its environment, so that carries the worker's directory,
+which lies in the sweep's and says what the worker trains at the moment (`train.handover`).
 """
 
 import contextlib
@@ -16,29 +17,29 @@ from pathlib import Path
 
 import psutil
 
-MARK = "SCALING_TESTBED_RUN"
-"""Environment variable that holds the directory of the run that a process belongs to."""
+MARK = "SCALING_TESTBED_WORKER"
+"""Environment variable that holds the directory of the worker that a process belongs to."""
 
 
 def processes_of(directory: Path) -> list[psutil.Process]:
-    """Return the live processes of the run in `directory`, or of all runs directly inside it."""
-    return [process for process, run in marked_processes() if directory.resolve() in (run, run.parent)]
+    """Return the live processes of the worker in `directory`, or of all workers directly inside it."""
+    return [process for process, worker in marked_processes() if directory.resolve() in (worker, worker.parent)]
 
 
 def marked_processes() -> list[tuple[psutil.Process, Path]]:
-    """Return all live processes of this user that belong to a run, each with the run's directory."""
+    """Return all live processes of this user that belong to a worker, each with the worker's directory."""
     found = []
     for process in psutil.process_iter():
         try:
-            if process.uids().real == os.getuid() and (run := process.environ().get(MARK)):
-                found.append((process, Path(run)))
+            if process.uids().real == os.getuid() and (worker := process.environ().get(MARK)):
+                found.append((process, Path(worker)))
         except (psutil.Error, OSError):  # gone, or a zombie
             continue
     return found
 
 
 def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: False) -> int:
-    """End all processes of the run in `directory`, or of all runs inside it; return how many there were.
+    """End all processes of the worker in `directory`, or of all workers inside it; return how many there were.
 
     All training processes are asked at the same moment (SIGTERM), because they can only save together; the launcher
     would ask them one after another, and ends by itself when they have. Where the training processes are on other
@@ -46,8 +47,8 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
     `grace` seconds, or as soon as `hurry()` is true, is killed.
     """
     found = processes_of(directory)
-    workers = [process for process in found if _is_worker(process)]
-    for process in workers or found:
+    ranks = [process for process in found if _is_rank(process)]
+    for process in ranks or found:
         _signal(partial(_ask, process))
     deadline = time.monotonic() + grace
     while (left := processes_of(directory)) and time.monotonic() < deadline and not hurry():
@@ -66,7 +67,7 @@ def _ask(process: psutil.Process) -> None:
     process.send_signal(signal.SIGUSR1 if process.name() == "srun" else signal.SIGTERM)
 
 
-def _is_worker(process: psutil.Process) -> bool:
+def _is_rank(process: psutil.Process) -> bool:
     try:
         return "RANK" in process.environ()
     except (psutil.Error, OSError):
@@ -79,7 +80,7 @@ def _signal(send: Callable[[], None]) -> None:
 
 
 def start_guard(directory: Path, grace: float) -> subprocess.Popen[bytes]:
-    """Start a process that ends all runs inside `directory` when this process is gone, however it went.
+    """Start a process that ends all workers inside `directory` when this process is gone, however it went.
 
     The guard waits for the end of its standard input, which the kernel closes with us.
     """

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from train.handover import handed_over
 from train.journal import last_failures
 from train.processes import marked_processes
 from train.sweep import Run
@@ -45,7 +46,8 @@ def read_state(run: Run, running: bool, failure: str | None) -> RunState:
 
 def read_states(runs: tuple[Run, ...]) -> dict[str, RunState]:
     """Read the states of all runs of a sweep, by name."""
-    alive = {directory for _, directory in marked_processes()}
+    jobs = [handed_over(worker) for worker in {worker for _, worker in marked_processes()}]
+    alive = {job.run_dir for job in jobs if job is not None}
     failures = last_failures(runs[0].directory.parent)
     return {run.name: read_state(run, run.directory.resolve() in alive, failures.get(run.name)) for run in runs}
 

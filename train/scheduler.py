@@ -1,21 +1,24 @@
-"""Run a sweep: every run in processes of its own on a slot of its own, until all have ended."""
+"""Run a sweep: a warm worker on each slot, which trains one run after another, until all have ended."""
 
+import math
+import shutil
 import signal
-import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from train.display import Progress
 from train.files import only_process
 from train.journal import last_failures, last_meaningful_lines, note_event
-from train.launcher import deepspeed_program, launch_command, launch_environment
+from train.launcher import Worker, deepspeed_program, launch_command, start_worker
 from train.plan import Plan
-from train.ports import ReservedPort, reserve_port
+from train.ports import reserve_port
 from train.processes import processes_of, start_guard, stop
 from train.runstate import RunState, complete_record, read_state
 from train.slots import Pool, Slot
@@ -23,8 +26,10 @@ from train.status import HOPELESS
 from train.stored import require_unchanged, store_config
 from train.sweep import Run
 
-Command = Callable[[Run, Slot, int], list[str]]
-"""(run, slot, port) -> the command that trains the run."""
+Command = Callable[[Path, int, Slot, int], list[str]]
+"""(directory, processes, slot, port) -> the command that starts a worker."""
+
+_WORKER = ".worker-"  # directories of workers, inside the sweep's, are named so and something unique
 
 _POLL = 0.2  # seconds
 
@@ -50,14 +55,17 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class _Launched:
+class _Attempt:
+    """A run that a worker is training."""
+
     run: Run
-    slot: Slot
-    port: ReservedPort
-    process: subprocess.Popen[bytes]
-    log_start: int
+    number: int
+    """Counts the attempts at this run, from 1."""
     started: float
-    attempt: int
+    log_start: int
+    """Where its part of log.txt begins, in bytes."""
+    launcher_log_start: int
+    """Where its part of the worker's log begins, in bytes."""
 
 
 @dataclass
@@ -82,7 +90,7 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
     Args:
         plan: the runs, their expected durations and the devices.
         prepare: called once before the first run is launched, when there is one to launch; makes the corpora.
-        command: how a run is launched; the `deepspeed` launcher by default.
+        command: how a worker is launched; by the `deepspeed` launcher if it is None.
 
     Raises:
         ConfigError: when a run was begun under another configuration; nothing has been started then.
@@ -97,6 +105,8 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
         strays = stop(directory, sweep.config.grace_seconds) if processes_of(directory) else 0
         if strays:
             print(f"ended {strays} process(es) that an earlier sweep left in {directory}", file=sys.stderr)
+        for left in directory.glob(f"{_WORKER}*"):
+            shutil.rmtree(left, ignore_errors=True)
         waiting = [run for run in plan.order() if complete_record(run.directory) is None]
         if not waiting:
             return Outcome(_states(plan, set()), [], None)
@@ -112,7 +122,8 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
 
 def _deepspeed(plan: Plan) -> Command:
     deepspeed_program()  # raises where it is missing
-    return lambda run, slot, port: launch_command(run, slot, port, plan.devices, plan.sweep.config.launcher_args)
+    more = plan.sweep.config.launcher_args
+    return lambda worker, processes, slot, port: launch_command(worker, processes, slot, port, plan.devices, more)
 
 
 @contextmanager
@@ -139,75 +150,108 @@ class _Scheduler:
         self.plan, self.command, self.progress, self.interrupts = plan, command, progress, interrupts
         self.config = plan.sweep.config
         self.pool = Pool(plan.devices)
-        self.running: list[_Launched] = []
+        self.workers: list[Worker] = []
+        self.running: dict[Worker, _Attempt] = {}
         self.attempts: dict[str, int] = {}
         self.failures: list[Failure] = []
 
     def run(self, waiting: list[Run]) -> Outcome:
         waiting = list(waiting)
-        while (waiting or self.running) and not self.interrupts:
+        while (waiting or self.workers) and not self.interrupts:
             for run in list(waiting):
-                slot = self.pool.take(run)
-                if slot is not None:
+                worker = self._warm_worker(run.devices) or self._launch(run)
+                if worker is not None:
                     waiting.remove(run)
-                    self._launch(run, slot)
+                    self._hand_over(run, worker)
+            for worker in self._idle_workers():  # no run that waits is for them
+                worker.hand_over(None)
             time.sleep(_POLL)
-            for launched in [each for each in self.running if each.process.poll() is not None]:
-                if self._finish(launched):
-                    waiting.insert(0, launched.run)
+            for worker in list(self.workers):
+                run_again = self._look_after(worker)
+                if run_again is not None:
+                    waiting.insert(0, run_again)
             if self.progress.due():
                 self.progress.update(self._states())
         if self.interrupts:
             self._stop_all()
         return Outcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
 
-    def _launch(self, run: Run, slot: Slot) -> None:
-        store_config(run)
+    def _idle_workers(self) -> list[Worker]:
+        """Return the workers that have no run and have not been told to end."""
+        return [worker for worker in self.workers if worker not in self.running and worker.ending_since is None]
+
+    def _warm_worker(self, processes: int) -> Worker | None:
+        """Return an idle worker of that size that may take another run."""
+        most = self.config.runs_per_launch or math.inf
+        fitting = (w for w in self._idle_workers() if w.processes == processes and w.handed < most)
+        return next((worker for worker in fitting if not worker.has_ended()), None)
+
+    def _launch(self, run: Run) -> Worker | None:
+        """Start a worker of the size of `run`, or return None while there is no room."""
+        slot = self.pool.take(run)
+        if slot is None:
+            return None
+        directory = Path(tempfile.mkdtemp(prefix=_WORKER, dir=self.config.directory))
         port = reserve_port()
-        command = self.command(run, slot, port.number)
-        attempt = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
+        command = self.command(directory, run.devices, slot, port.number)
+        worker = start_worker(directory, run.devices, slot, port, command, self.plan.devices)
+        self.workers.append(worker)
+        return worker
+
+    def _hand_over(self, run: Run, worker: Worker) -> None:
+        store_config(run)
+        number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:
-            log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {' '.join(command)}\n".encode())
+            launched = f"run {worker.handed + 1} of {' '.join(worker.command)}"
+            log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {launched}\n".encode())
             log.flush()
             start = log.tell()
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=launch_environment(run, self.plan.devices),
-                start_new_session=True,  # so that Ctrl-C reaches us alone, and we end the run's processes together
-            )
-        self.running.append(_Launched(run, slot, port, process, start, time.monotonic(), attempt))
-        note_event(self.config.directory, run.name, "started", attempt=attempt, port=port.number, pid=process.pid)
-        where = "; ".join(f"{host} {','.join(map(str, numbers))}" for host, numbers in slot.devices)
+        self.running[worker] = _Attempt(run, number, time.monotonic(), start, worker.log.stat().st_size)
+        worker.hand_over(run.directory)
+        details = {"attempt": number, "port": worker.port.number, "pid": worker.process.pid, "warm": worker.handed > 1}
+        note_event(self.config.directory, run.name, "started", **details)
+        where = "; ".join(f"{host} {','.join(map(str, numbers))}" for host, numbers in worker.slot.devices)
         self.progress.say(f"{run.name}: started on {'the CPU' if self.plan.devices.hold_whole_runs else where}")
 
-    def _finish(self, launched: _Launched) -> bool:
-        """Account for a run whose launcher has ended; return whether to launch it again."""
-        run, code = launched.run, launched.process.returncode
-        stop(run.directory, min(5.0, self.config.grace_seconds), self.interrupts.repeated)
-        self._release(launched)
-        seconds = round(time.monotonic() - launched.started, 1)
-        record = complete_record(run.directory)
+    def _look_after(self, worker: Worker) -> Run | None:
+        """Account for what a worker has come to since the last time; return a run to launch again."""
+        code = worker.process.poll()  # before the next line, lest a run's end and its worker's fall between them
+        attempt = self.running.get(worker) if code is not None or worker.is_done() else None
+        record = complete_record(attempt.run.directory) if attempt is not None else None
+        over = code is not None or (attempt is not None and record is None)  # no worker outlives a failure
+        if over or worker.is_overdue(self.config.grace_seconds):
+            stop(worker.directory, min(5.0, self.config.grace_seconds), self.interrupts.repeated)
+            if attempt is not None:
+                _append(attempt.run.directory / "log.txt", worker.log, attempt.launcher_log_start)
+            self._release(worker)
+        if attempt is None:
+            return None
+        self.running.pop(worker, None)
+        return None if self._account(attempt, record, code or 0) else attempt.run
+
+    def _account(self, attempt: _Attempt, record: dict[str, Any] | None, code: int) -> bool:
+        """Tell how an attempt ended; return whether that was the last at this run."""
+        run, seconds = attempt.run, round(time.monotonic() - attempt.started, 1)
         if record is not None:
             note_event(self.config.directory, run.name, "complete", seconds=seconds)
             self.progress.say(f"{run.name}: complete, val_loss {record.get('val_loss', float('nan')):.4f}")
-            return False
-        lines = last_meaningful_lines(run.directory / "log.txt", launched.log_start)
+            return True
+        lines = last_meaningful_lines(run.directory / "log.txt", attempt.log_start)
         reason = _reason(code)
         reason += f": {lines[-1]}" if code > 0 and lines else ""
         note_event(self.config.directory, run.name, "failed", code=code, reason=reason, seconds=seconds)
-        again = code not in HOPELESS and launched.attempt <= self.config.retries
+        again = code not in HOPELESS and attempt.number <= self.config.retries
         self.progress.say(f"{run.name}: failed, {reason}" + ("; launching it again" if again else ""))
         if not again:
             self.failures.append(Failure(run, reason, lines))
-        return again
+        return not again
 
-    def _release(self, launched: _Launched) -> None:
-        self.running.remove(launched)
-        self.pool.give_back(launched.slot)
-        launched.port.release()
+    def _release(self, worker: Worker) -> None:
+        worker.process.wait()
+        self.workers.remove(worker)
+        self.pool.give_back(worker.slot)
+        worker.port.release()
+        shutil.rmtree(worker.directory, ignore_errors=True)
 
     def _stop_all(self) -> None:
         name = signal.Signals(self.interrupts.received[0]).name
@@ -215,19 +259,27 @@ class _Scheduler:
         self.progress.say(f"{name}: ending {len(self.running)} run(s) within {grace:.0f} s; once more kills them now")
         # One call for all: a run that is launched through a wrapper may take a while, and they need not queue for it.
         stop(self.config.directory, grace, self.interrupts.repeated)
-        for launched in list(self.running):
-            launched.process.wait()
-            self._release(launched)
-            event = "complete" if complete_record(launched.run.directory) else "stopped"
-            note_event(self.config.directory, launched.run.name, event, seconds=time.monotonic() - launched.started)
+        for worker in list(self.workers):
+            self._release(worker)
+        for attempt in self.running.values():
+            event = "complete" if complete_record(attempt.run.directory) else "stopped"
+            note_event(self.config.directory, attempt.run.name, event, seconds=time.monotonic() - attempt.started)
+        self.running.clear()
 
     def _states(self) -> dict[str, RunState]:
-        return _states(self.plan, {launched.run.name for launched in self.running})
+        return _states(self.plan, {attempt.run.name for attempt in self.running.values()})
 
 
 def _states(plan: Plan, running: set[str]) -> dict[str, RunState]:
     failures = last_failures(plan.sweep.config.directory)
     return {run.name: read_state(run, run.name in running, failures.get(run.name)) for run in plan.sweep.runs}
+
+
+def _append(log: Path, other: Path, start: int) -> None:
+    """Append to a run's log what its launcher had to say, from byte `start`."""
+    with other.open("rb") as source, log.open("ab") as file:
+        source.seek(start)
+        shutil.copyfileobj(source, file)
 
 
 def _reason(code: int) -> str:

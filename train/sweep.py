@@ -84,6 +84,8 @@ class SweepConfig:
     """CPU cores a run is given, shared by its processes; null: one for each. Not used on GPUs."""
     parallel_runs: int | None = None
     """Runs at a time at most, to spare memory; null: as many as the devices hold."""
+    runs_per_launch: int | None = None
+    """Runs that one launch trains, one after another in the same processes, at most; null: as many as there are."""
     launcher_args: list[str] = field(default_factory=list)
     """More arguments for the `deepspeed` launcher, such as [--ssh_port, "2222"]; with `remote: slurm`, for srun."""
     retries: int = 0
@@ -102,7 +104,7 @@ class SweepConfig:
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
             )
-        for key in ("devices_per_run", "threads_per_run", "parallel_runs"):
+        for key in ("devices_per_run", "threads_per_run", "parallel_runs", "runs_per_launch"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield key, f"{value} must be at least 1"
