@@ -1,13 +1,19 @@
 """Runs that are signalled, hang, meet another run or run out of something."""
 
+import os
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
-from conftest import Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
+from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
 
+from train.files import only_process, require_writable
+from train.jit_locks import clear_stale_locks
 from train.runstate import checkpoint_step
 from train.status import Status
 
@@ -145,3 +151,53 @@ def test_full_disk_keeps_what_is_written(whole: Path, small_run: Path, tmp_path:
     assert "Traceback" not in output
     run_ranks(2, small_run, run_dir, *LONG)
     assert curve(run_dir) == curve(whole)
+
+
+# The top process dies of the signal, and its launcher below of its own; killed, the launcher reports success.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("victim", "number", "ranks", "status"),
+    [
+        ("deepspeed", signal.SIGINT, 1, -signal.SIGINT),
+        ("deepspeed.launcher.launch", signal.SIGTERM, 2, 1),
+        ("deepspeed.launcher.launch", signal.SIGKILL, 1, 0),
+    ],
+)
+def test_ranks_save_and_end_with_their_launcher(
+    victim: str, number: signal.Signals, ranks: int, status: int, small_run: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    program = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
+    script = ["scripts/pretrain.py", "--config", str(small_run), "--run-dir", str(run_dir), "--train.steps=100000"]
+    with (tmp_path / "log.txt").open("w") as log:
+        top = subprocess.Popen([*program, "--master_port", str(free_port()), *script], cwd=ROOT, stdout=log, stderr=log)
+    wait_for(lambda: logged(run_dir, 20))
+    below = psutil.Process(top.pid).children(recursive=True)
+    target = top.pid if victim == "deepspeed" else next(p.pid for p in below if victim in p.cmdline())
+    os.kill(target, number)
+    assert top.wait(timeout=90) == status
+    _, alive = psutil.wait_procs(below, timeout=60)
+    for process in alive:
+        process.kill()
+    assert not alive
+    assert read_rows(run_dir)[-1]["step"] == checkpoint_step(run_dir) >= 20
+    with only_process(run_dir / ".lock", "the directory"):  # free for the next launch
+        pass
+
+
+def test_directory_that_cannot_be_written_is_a_sentence(tmp_path: Path) -> None:
+    require_writable(tmp_path / "new" / "run")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    for directory in (tmp_path / "file" / "run", Path("/proc/run")):
+        with pytest.raises(PermissionError, match=r"cannot be written .*; name another directory"):
+            require_writable(directory)
+
+
+def test_lock_of_a_killed_compilation_is_cleared(tmp_path: Path) -> None:
+    for name in ("killed", "alive"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "lock").touch()
+    with (tmp_path / "alive/lock").open():
+        assert clear_stale_locks(tmp_path) == [tmp_path / "killed/lock"]
+    assert (tmp_path / "alive/lock").exists()

@@ -1,19 +1,12 @@
 """A run that is killed and started again ends where it would have ended."""
 
-import contextlib
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
-from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, wait_for
-
-from train.files import only_process
+from conftest import Ranks, read_record, read_rows, run_ranks, wait_for
 
 CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
 
@@ -157,35 +150,3 @@ def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
     nats_per_byte = record["val_loss"] / record["validation_bytes_per_token"]
     assert record["bits_per_byte"] == pytest.approx(nats_per_byte / 0.6931471805599453)
     assert json.dumps(record, allow_nan=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", ["deepspeed", "deepspeed.launcher.launch"])
-def test_ranks_end_with_their_launcher(victim: str, small_run: Path, tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")),
-        "--num_accelerators",
-        "1",
-        "--master_port",
-        str(free_port()),
-    ]
-    arguments = ["scripts/pretrain.py", "--config", str(small_run), "--run-dir", str(run_dir)]
-    long_run = ["--train.steps=100000", "--checkpoint.every=10"]
-    top = subprocess.Popen(
-        [*command, *arguments, *long_run], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    wait_for(lambda: (run_dir / "checkpoints/step-00000010").exists())
-    below = psutil.Process(top.pid).children(recursive=True)
-    launcher = top.pid if victim == "deepspeed" else next(p.pid for p in below if victim in p.cmdline())
-    os.kill(launcher, signal.SIGKILL)
-    ranks = [p for p in below if "--local_rank=0" in p.cmdline() and victim not in p.cmdline()]
-    assert ranks
-    _, alive = psutil.wait_procs(ranks, timeout=20)
-    for process in [*below, psutil.Process(top.pid)]:
-        with contextlib.suppress(psutil.Error):
-            process.kill()
-    top.wait()
-    assert not alive
-    with only_process(run_dir / ".lock", "the directory"):  # free for the next launch
-        pass

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from configs.reader import dump_yaml
 from train.config import load_run
+from train.files import require_writable
 from train.status import MEANING, exit_status
 from train.watchdog import watch_launcher
 
@@ -49,13 +50,15 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.print_config:
         print(dump_yaml(run), end="")
         return 0
+    run_dir = options.run_dir or Path("runs") / run.name
+    require_writable(run_dir)
     watch_launcher()
     # Importing torch takes seconds; mistakes in the configuration are told before.
     from train.job import run_job
     from train.topology import disconnect
 
     try:
-        return run_job(run, options.run_dir or Path("runs") / run.name, str(options.config), options.deepspeed_config)
+        return run_job(run, run_dir, str(options.config), options.deepspeed_config)
     finally:
         disconnect()
 

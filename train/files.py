@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,20 @@ def sha256(path: Path) -> str:
     """Return the checksum of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def require_writable(directory: Path) -> None:
+    """Make sure that files can be made in `directory`, which need not exist yet; leaves no trace.
+
+    Raises:
+        PermissionError: with a sentence, when they cannot.
+    """
+    existing = next(path for path in (directory, *directory.resolve().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        raise PermissionError(f"{directory} cannot be written ({error.strerror}); name another directory") from None
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from train.failures import known_failures
 from train.files import only_process, write_atomic
 from train.handshake import require_one_run
 from train.heartbeat import Heart
+from train.jit_locks import clear_stale_locks
 from train.stored import changed_keys
 from train.topology import Topology, connect, launched_topology
 from train.watchdog import watch_ranks
@@ -46,12 +47,13 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
 
     with ExitStack() as stack:
         if topology.is_main:
-            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=15))
+            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=35))
         if _is_complete(run_dir):
             if topology.is_main:
                 print(f"{run_dir}: complete already; delete it to train again")
             return 0
         if topology.is_main:
+            clear_stale_locks()
             write_atomic(run_dir / "config.yaml", dump_yaml(run))
         heart = stack.enter_context(Heart(run_dir, topology.rank, run.watch))
         stack.enter_context(known_failures(run, topology.data_parallel))

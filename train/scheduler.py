@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any
 
 from train.display import Progress
-from train.files import only_process
+from train.files import only_process, require_writable
 from train.journal import last_failures, last_meaningful_lines, note_event
 from train.launcher import Worker, deepspeed_program, launch_command, start_worker
 from train.plan import Plan
@@ -99,6 +99,7 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
     """
     sweep, directory = plan.sweep, plan.sweep.config.directory
     command = command or _deepspeed(plan)
+    require_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
         require_unchanged(sweep.runs)
