@@ -16,8 +16,8 @@ import pytest
 
 from configs.reader import ConfigError
 from train.handover import Job, hand_over
-from train.journal import last_failures, last_meaningful_lines, read_events
-from train.plan import make_plan
+from train.journal import last_failures, last_meaningful_lines, note_event, read_events
+from train.plan import make_plan, measured_startup
 from train.ports import reserve_port
 from train.processes import MARK, processes_of, start_guard, stop
 from train.runstate import read_states
@@ -369,9 +369,21 @@ def test_measured_speed_replaces_the_assumption(tmp_path):
     plan = make_plan(sweep, devices)
     assert re.search("measured speed of 2 finished runs", plan.basis)
     # The stand-in trains 640 tokens/s at both sizes: 1 s for 640 tokens; a larger size takes longer.
-    startup = plan.seconds["tiny-1k-640tok"] - 1
-    assert plan.seconds["tiny-3k-640tok"] == pytest.approx(1 + startup)
-    assert plan.seconds["tiny-6k-640tok"] > 1.2 + startup
+    handover = plan.seconds["tiny-1k-640tok"] - 1
+    assert plan.seconds["tiny-3k-640tok"] == pytest.approx(1 + handover)
+    assert plan.seconds["tiny-6k-640tok"] > 1.2 + handover
+
+
+def test_measured_startup_tells_a_launch_from_a_handover(tmp_path):
+    sweep = make_sweep(tmp_path)
+    assert measured_startup(sweep) == (11.0, 1.0)
+    go(sweep)
+    events = sweep.config.directory / "events.jsonl"
+    events.unlink()
+    for run, warm, seconds in zip(sweep.runs, (False, True, True), (9.1, 0.5, 0.7), strict=True):
+        note_event(sweep.config.directory, run.name, "started", warm=warm)
+        note_event(sweep.config.directory, run.name, "complete", seconds=seconds)
+    assert measured_startup(sweep) == (pytest.approx(9.0 - 0.5), pytest.approx(0.5))  # records say .1 s of training
 
 
 def test_record_that_is_not_complete_does_not_count(tmp_path):

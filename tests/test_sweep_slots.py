@@ -1,6 +1,7 @@
 """Placing runs on devices, and the commands that follow."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,10 @@ import pytest
 from configs.reader import ConfigError
 from train.config import load_run
 from train.launcher import launch_arguments, launch_environment
-from train.plan import Plan
+from train.plan import Plan, make_plan
 from train.processes import MARK
 from train.slots import Devices, Pool, Slot, available_cores, find_devices, read_hostfile, require_devices
-from train.sweep import Run, Sweep, SweepConfig
+from train.sweep import Run, Sweep, SweepConfig, load_sweep
 
 TINY = Path(__file__).parent.parent / "configs" / "runs" / "tiny.yaml"
 TWO_HOSTS = {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)}
@@ -42,6 +43,39 @@ def test_small_runs_fill_machines_up():
     assert pool.take(make_run(3)) == Slot((("a", (0, 1, 2)),))
     assert pool.take(make_run(1)) == Slot((("a", (3,)),))
     assert pool.take(make_run(4)) == Slot((("b", (0, 1, 2, 3)),))
+
+
+def test_small_runs_share_gpus_evenly():
+    pool = Pool(Devices("gpu", {"a": (0, 1), "b": (3,)}, runs_per_gpu=2))
+    slots = [pool.take(make_run()) for _ in range(7)]
+    places = [(host, number) for slot in slots if slot for host, (number,) in slot.devices]
+    assert places == [("a", 0), ("a", 1), ("b", 3), ("a", 0), ("a", 1), ("b", 3)]
+    assert slots[6] is None
+    assert slots[1] is not None
+    pool.give_back(slots[1])
+    assert pool.take(make_run()) == Slot((("a", (1,)),))
+    assert pool.take(make_run(2)) is None
+
+
+def test_sharing_is_refused_where_it_makes_no_sense(tmp_path):
+    with pytest.raises(ConfigError, match=r"runs_per_gpu: 4 is for GPUs; .* nearest is 1"):
+        find_devices(config(device="cpu", runs_per_gpu=4))
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"name: s\nbase: {TINY}\nruns_per_gpu: 4\naxes: {{devices_per_run: [1, 2]}}\n")
+    with pytest.raises(ConfigError, match=r"devices_per_run: 2 does not work with runs_per_gpu=4: .* nearest is 1"):
+        load_sweep(path)
+
+
+def test_expected_time_on_a_shared_gpu():
+    """What two runs on a GPU compute takes each twice as long; what they wait for does not, and the GPU costs once."""
+    run = make_run()
+    plans = [
+        make_plan(Sweep(config(flops_per_second=1e9), (run,)), Devices("gpu", {"a": (0,)}, runs_per_gpu=share))
+        for share in (1, 2)
+    ]
+    alone, shared = (plan.seconds[run.name] for plan in plans)
+    assert shared - alone == pytest.approx(run.config.tokens * run.config.flops_per_token / 1e9)
+    assert "1 GPU, 2 runs on each" in str(plans[1].devices)
 
 
 @pytest.mark.parametrize(
@@ -147,5 +181,9 @@ def test_expected_time_of_the_whole_sweep():
     assert plan.wall_seconds(seconds) == 7.0
     assert plan.wall_seconds({"a": 3.0}) == 3.0
     assert plan.wall_seconds({}) == 0.0
+    # A launch takes 2: 8 and 6 end the first of each place, then 3 and 1 follow without another launch.
+    assert replace(plan, launch=2.0).wall_seconds(seconds) == 9.0
+    once = replace(plan.sweep, config=config(runs_per_launch=1))
+    assert replace(plan, sweep=once, launch=2.0).wall_seconds(seconds) == 11.0
     too_large = Plan(Sweep(config(), (make_run(4),)), Devices("gpu", {"x": (0, 1)}), {"r": 1.0}, "")
     assert math.isinf(too_large.wall_seconds({"r": 1.0}))

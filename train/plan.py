@@ -15,14 +15,15 @@ from train.hardware import GIB, USABLE, local_gpu_memory
 from train.journal import read_events
 from train.memory import peak_memory
 from train.runstate import complete_record
-from train.slots import Devices, Pool
+from train.slots import Devices, Pool, Slot
 from train.sweep import Run, Sweep, short_count
 
 # Assumed until a run of the sweep has finished; every plan says so. The CPU's are of one core at 2,048 tokens per step.
 _CPU_FLOPS_PER_CORE = 3e10
 _GPU_FLOPS = 1.2e14  # 40 % of an A100's dense bf16 peak
 _STEP_OVERHEAD = {"cpu": 0.015, "gpu": 0.030}  # seconds per optimizer step, whatever the model
-_STARTUP = 12.0  # seconds from launch to the first step, and from the last to the exit
+_LAUNCH = 11.0  # seconds from launch to the first run
+_HANDOVER = 1.0  # seconds from the hand-over of a run to its first step, and from its last to the next hand-over
 
 
 @dataclass(frozen=True)
@@ -32,39 +33,48 @@ class Plan:
     sweep: Sweep
     devices: Devices
     seconds: Mapping[str, float]
-    """Expected duration of each run."""
+    """Expected duration of each run on a warm worker."""
     basis: str
     """Where the expectation comes from."""
+    launch: float = 0.0
+    """Expected duration of a launch, for which the first run of each worker waits."""
 
     def order(self) -> list[Run]:
         """Return the runs in the order of launching: the longest first, lest one of them ends long after the rest."""
         return sorted(self.sweep.runs, key=lambda run: -self.seconds[run.name])
 
     def wall_seconds(self, remaining: Mapping[str, float]) -> float:
-        """Return the time until all runs end, when run `name` still takes `remaining[name]`."""
+        """Return the time until all runs end, when run `name` still takes `remaining[name]` beside a launch."""
         waiting = [run for run in self.order() if remaining.get(run.name, 0) > 0]
+        most = self.sweep.config.runs_per_launch or math.inf
         pool = Pool(self.devices)
-        running: list[tuple[float, int]] = []
-        slots = []
+        workers: list[tuple[Slot, int]] = []
+        running: list[tuple[float, int, int]] = []  # (end of a run, its worker, runs of that worker so far)
         now = 0.0
         while waiting or running:
             for run in list(waiting):
                 slot = pool.take(run)
                 if slot is not None:
                     waiting.remove(run)
-                    slots.append(slot)
-                    heapq.heappush(running, (now + remaining[run.name], len(slots) - 1))
+                    workers.append((slot, run.devices))
+                    heapq.heappush(running, (now + self.launch + remaining[run.name], len(workers) - 1, 1))
             if not running:
                 return math.inf
-            now, index = heapq.heappop(running)
-            pool.give_back(slots[index])
+            now, index, runs = heapq.heappop(running)
+            slot, size = workers[index]
+            follower = next((run for run in waiting if run.devices == size), None)
+            if follower is not None and runs < most:
+                waiting.remove(follower)
+                heapq.heappush(running, (now + remaining[follower.name], index, runs + 1))
+            else:
+                pool.give_back(slot)
         return now
 
 
 def make_plan(sweep: Sweep, devices: Devices) -> Plan:
     """Estimate the duration of every run, from finished runs of this sweep where there are any."""
     speeds = measured_speeds(sweep)
-    startup = measured_startup(sweep) or _STARTUP
+    launch, handover = measured_startup(sweep)
     if speeds:
         step = {run.name: _step_from_siblings(run, speeds) for run in sweep.runs}
         basis = f"the measured speed of {len(speeds)} finished run{'s' if len(speeds) > 1 else ''} of this sweep"
@@ -73,16 +83,18 @@ def make_plan(sweep: Sweep, devices: Devices) -> Plan:
             _GPU_FLOPS if devices.kind == "gpu" else _CPU_FLOPS_PER_CORE * devices.threads
         )
         overhead = _STEP_OVERHEAD[devices.kind]
-        # The processes of a run on a CPU share its cores.
+        # The processes of a run on a CPU share its cores, and runs may share a GPU.
         step = {
-            run.name: overhead + _flops_per_step(run) / rate / (run.devices if devices.kind == "gpu" else 1)
+            run.name: overhead
+            + _flops_per_step(run) / rate * devices.runs_per_gpu / (run.devices if devices.kind == "gpu" else 1)
             for run in sweep.runs
         }
         given = "" if sweep.config.flops_per_second else "an assumed "
         per = "GPU" if devices.kind == "gpu" else "run"
         basis = f"{given}{rate:.1e} FLOP/s per {per} and {overhead * 1e3:.0f} ms per step until a run has finished"
-    seconds = {run.name: startup + run.config.steps * step[run.name] for run in sweep.runs}
-    return Plan(sweep, devices, seconds, f"{basis}, and {startup:.0f} s to launch each")
+    seconds = {run.name: handover + run.config.steps * step[run.name] for run in sweep.runs}
+    basis += f", {launch:.0f} s for a launch and {handover:.1f} s between the runs of one"
+    return Plan(sweep, devices, seconds, basis, launch)
 
 
 def _flops_per_step(run: Run) -> int:
@@ -110,15 +122,21 @@ def _tokens_per_second(path: Path) -> list[float]:
     return [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
 
 
-def measured_startup(sweep: Sweep) -> float | None:
-    """Return the seconds that a launch takes beside its training, by the finished runs."""
-    finished = {event["run"]: event for event in read_events(sweep.config.directory) if event["event"] == "complete"}
-    startups = []
+def measured_startup(sweep: Sweep) -> tuple[float, float]:
+    """Return the seconds of a launch, and those of a run on a warm worker beside its training.
+
+    Measured by the finished runs where there are any of a kind.
+    """
+    events = {(event["run"], event["event"]): event for event in read_events(sweep.config.directory)}
+    beside: dict[bool, list[float]] = {True: [], False: []}
     for run in sweep.runs:
-        record = complete_record(run.directory)
-        if record is not None and run.name in finished and "seconds" in record:
-            startups.append(finished[run.name]["seconds"] - record["seconds"])
-    return max(0.0, statistics.median(startups)) if startups else None
+        record, complete = complete_record(run.directory), events.get((run.name, "complete"))
+        if record is not None and complete is not None and "seconds" in record:
+            warm = events.get((run.name, "started"), {}).get("warm", False)
+            beside[warm].append(max(0.0, complete["seconds"] - record["seconds"]))
+    handover = statistics.median(beside[True]) if beside[True] else _HANDOVER
+    launch = max(0.0, statistics.median(beside[False]) - handover) if beside[False] else _LAUNCH
+    return launch, handover
 
 
 def _step_from_siblings(run: Run, speeds: list[tuple[float, float]]) -> float:
@@ -181,7 +199,8 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     runs, config = plan.sweep.runs, plan.sweep.config
     left = {run.name: plan.seconds[run.name] for run in runs if states[run.name] != "complete"}
     flops = sum(run.config.tokens * run.config.flops_per_token for run in runs)
-    device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / 3600
+    share = plan.devices.runs_per_gpu
+    device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / share / 3600
     lines = [
         "N: all parameters; non-emb.: without embeddings and head; head: the matrix that makes the logits, tied or not",
         "D: tokens; batch: sequences, micro × accumulation × data parallel; 6ND: FLOPs by that rule",
@@ -197,7 +216,7 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     lines.append(f"time       about {duration(plan.wall_seconds(left))}{done}, from {plan.basis}")
     if config.price_per_device_hour is not None:
         price = config.price_per_device_hour
-        hours_left = sum(plan.seconds[run.name] * run.devices for run in runs if run.name in left) / 3600
+        hours_left = sum(plan.seconds[run.name] * run.devices for run in runs if run.name in left) / share / 3600
         lines.append(
             f"cost       {device_hours * price:,.2f} in all, {hours_left * price:,.2f} still to spend, "
             f"at {price:g} per device-hour"
@@ -206,15 +225,21 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
 
 
 def _memory_line(plan: Plan) -> str:
-    """Say how much memory a GPU needs, and which runs need more than this machine's GPUs have."""
-    peaks = {run.name: peak_memory(run.config, run.data_parallel) for run in plan.sweep.runs}
+    """Say how much memory a GPU needs, and which runs need more than this machine's GPUs have.
+
+    A run among several that share a GPU is counted with others as large as itself.
+    """
+    share = plan.devices.runs_per_gpu
+    peaks = {run.name: share * peak_memory(run.config, run.data_parallel) for run in plan.sweep.runs}
     largest = max(peaks, key=lambda name: peaks[name])
-    line = f"memory     up to {peaks[largest] / GIB:.1f} GiB on a GPU ({largest}); scripts/plan_cluster.py says of what"
+    of = largest if share == 1 else f"{share} of {largest}"
+    line = f"memory     up to {peaks[largest] / GIB:.1f} GiB on a GPU ({of}); scripts/plan_cluster.py says of what"
     have = None if plan.devices.hostfile is not None else local_gpu_memory()
     if have is None or peaks[largest] <= USABLE * have:
         return line
+    way_out = "lower train.micro_batch" + (" or runs_per_gpu" if share > 1 else "")
     too_large = ", ".join(name for name, peak in peaks.items() if peak > USABLE * have)
-    return f"{line}\nwarning    GPUs of {have / GIB:.0f} GiB are too small for {too_large}: lower train.micro_batch"
+    return f"{line}\nwarning    GPUs of {have / GIB:.0f} GiB are too small for {too_large}: {way_out}"
 
 
 def duration(seconds: float) -> str:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -37,6 +37,7 @@ class Devices:
     hostfile: Path | None = None
     remote: Literal["ssh", "slurm"] = "ssh"
     parallel_runs: int | None = None
+    runs_per_gpu: int = 1
 
     @property
     def hold_whole_runs(self) -> bool:
@@ -64,27 +65,32 @@ class Devices:
             return f"{self.total} CPU process{'es' if self.total != 1 else ''}{machines}"
         if self.kind == "cpu":
             return f"{self.total} x {self.threads} CPU core{'s' if self.threads > 1 else ''}"
-        return f"{self.total} GPU{'s' if self.total != 1 else ''}{machines}"
+        shared = f", {self.runs_per_gpu} runs on each" if self.runs_per_gpu > 1 else ""
+        return f"{self.total} GPU{'s' if self.total != 1 else ''}{machines}{shared}"
 
 
 @dataclass
 class Pool:
-    """Hands out devices; each is with one run at a time."""
+    """Hands out devices; each is with one run at a time, or with `runs_per_gpu`."""
 
     devices: Devices
     _free: dict[str, list[int]] = field(init=False)
     _taken: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
-        self._free = {host: list(numbers) for host, numbers in self.devices.hosts.items()}
+        shares = self.devices.runs_per_gpu
+        self._free = {host: list(numbers) * shares for host, numbers in self.devices.hosts.items()}
 
     def take(self, run: Run) -> Slot | None:
         """Return devices for a run, or None while there are not enough.
 
         A run goes onto one machine, the one that it fills best; one that is too large for any goes onto whole machines.
+        Where runs share GPUs, it goes onto the GPU with the fewest.
         """
         if self.devices.parallel_runs is not None and self._taken >= self.devices.parallel_runs:
             return None
+        if self.devices.runs_per_gpu > 1:
+            return self._take_share() if run.devices == 1 else None
         count = 1 if self.devices.hold_whole_runs else run.devices
         fitting = [host for host, free in self._free.items() if len(free) >= count]
         if fitting:
@@ -94,6 +100,15 @@ class Pool:
             if numbers and len(self._free[host]) == len(numbers) <= count - sum(whole.values()):
                 whole[host] = len(numbers)
         return self._hand_out(whole) if len(whole) > 1 and sum(whole.values()) == count else None
+
+    def _take_share(self) -> Slot | None:
+        free = [(host, number) for host, numbers in self._free.items() for number in numbers]
+        if not free:
+            return None
+        host, number = max(free, key=free.count)
+        self._free[host].remove(number)
+        self._taken += 1
+        return Slot(((host, (number,)),))
 
     def _hand_out(self, counts: Mapping[str, int]) -> Slot:
         taken = tuple((host, tuple(self._free[host][:count])) for host, count in counts.items())
@@ -116,23 +131,26 @@ def find_devices(config: SweepConfig) -> Devices:
     """Find what a sweep may run on.
 
     Raises:
-        ConfigError: for a hostfile that cannot be read, `remote: slurm` outside of Slurm, or GPU numbers that the
-            launcher does not understand.
+        ConfigError: for a hostfile that cannot be read, `remote: slurm` outside of Slurm, GPU numbers that the
+            launcher does not understand, or runs that are to share a GPU where there is none.
     """
+    threads = config.threads_per_run or config.devices_per_run
     if config.hostfile is not None:
         path = Path(config.hostfile)
         hosts = read_hostfile(path)
         if config.remote == "slurm":
             _require_slurm(path, hosts)
         kind: Literal["cpu", "gpu"] = "cpu" if config.device == "cpu" else "gpu"
-        threads = config.threads_per_run or config.devices_per_run
-        return Devices(kind, hosts, threads, path.resolve(), config.remote, config.parallel_runs)
-    gpus = () if config.device == "cpu" else local_gpus()
-    if gpus or config.device == "gpu":
-        return Devices("gpu", {"localhost": gpus} if gpus else {}, parallel_runs=config.parallel_runs)
-    threads = config.threads_per_run or config.devices_per_run
-    shares = max(1, available_cores() // threads)
-    return Devices("cpu", {"localhost": tuple(range(shares))}, threads, parallel_runs=config.parallel_runs)
+        devices = Devices(kind, hosts, threads, path.resolve(), config.remote)
+    elif config.device != "cpu" and ((gpus := local_gpus()) or config.device == "gpu"):
+        devices = Devices("gpu", {"localhost": gpus} if gpus else {})
+    else:
+        places = tuple(range(max(1, available_cores() // threads)))
+        devices = Devices("cpu", {"localhost": places}, threads)
+    if devices.kind == "cpu" and config.runs_per_gpu > 1:
+        message = f"{config.runs_per_gpu} is for GPUs; threads_per_run shares out the cores of a CPU; nearest is 1"
+        raise ConfigError([Problem("sweep", "runs_per_gpu", message)])
+    return replace(devices, parallel_runs=config.parallel_runs, runs_per_gpu=config.runs_per_gpu)
 
 
 def _require_slurm(path: Path, hosts: Mapping[str, tuple[int, ...]]) -> None:
@@ -157,7 +175,8 @@ def as_if(devices: Devices, sweep: Sweep) -> Devices:
     """Return `devices`, or one machine that holds the largest run where some run cannot be placed on them."""
     if all(devices.problem(run) is None for run in sweep.runs):
         return devices
-    return Devices("gpu", {"one machine": tuple(range(max(run.devices for run in sweep.runs)))})
+    numbers = tuple(range(max(run.devices for run in sweep.runs)))
+    return Devices("gpu", {"one machine": numbers}, runs_per_gpu=devices.runs_per_gpu)
 
 
 def available_cores() -> int:

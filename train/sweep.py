@@ -82,6 +82,9 @@ class SweepConfig:
     """GPUs a run trains on; on a CPU, processes."""
     threads_per_run: int | None = None
     """CPU cores a run is given, shared by its processes; null: one for each. Not used on GPUs."""
+    runs_per_gpu: int = 1
+    """Runs that share a GPU, each in a process of its own, for models too small to fill one. Their kernels take turns;
+    where NVIDIA's MPS daemon runs, they overlap."""
     parallel_runs: int | None = None
     """Runs at a time at most, to spare memory; null: as many as the devices hold."""
     runs_per_launch: int | None = None
@@ -104,7 +107,7 @@ class SweepConfig:
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
             )
-        for key in ("devices_per_run", "threads_per_run", "parallel_runs", "runs_per_launch"):
+        for key in ("devices_per_run", "threads_per_run", "runs_per_gpu", "parallel_runs", "runs_per_launch"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield key, f"{value} must be at least 1"
@@ -334,7 +337,7 @@ def _build_run(
     keys = {key: value for key, value in tree.items() if key != "devices_per_run"}
     keys["name"] = "unnamed" if given_name is None else given_name
     run = build(RunConfig, keys, sweep.base, origin, lambda keys: _fill_in(keys, sweep, keeps_lr))
-    problem = _device_problem(run, devices)
+    problem = _device_problem(run, devices, sweep.runs_per_gpu)
     if problem:
         key, message = problem
         raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
@@ -377,9 +380,12 @@ def _derived_tokens(budget: Mapping[str, Any], tree: Tree) -> int:
     return max(1, round(value / training_flops_per_token(model, length))) if isinstance(length, int) else 1
 
 
-def _device_problem(run: RunConfig, devices: Any) -> tuple[str, str] | None:
+def _device_problem(run: RunConfig, devices: Any, runs_per_gpu: int) -> tuple[str, str] | None:
     if not isinstance(devices, int) or isinstance(devices, bool) or devices < 1:
         return "devices_per_run", f"{devices!r} is not a whole number above 0"
+    if devices > 1 and runs_per_gpu > 1:
+        reason = "the processes of one run wait for each other, and would for all that share their GPUs"
+        return "devices_per_run", f"{devices} does not work with runs_per_gpu={runs_per_gpu}: {reason}; nearest is 1"
     stages = run.parallel.pipeline_stages
     if devices % stages:
         near = max(stages, round(devices / stages) * stages)

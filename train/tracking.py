@@ -104,8 +104,11 @@ def _start(arguments: dict[str, Any]) -> Any:
     """Start the W&B run, offline when the server does not answer; tokens are the x-axis."""
     import wandb
 
-    # Metadata would carry the command line, where a careless user may have put a secret.
-    settings = wandb.Settings(x_disable_meta=True, init_timeout=_START_SECONDS, silent=True, console="off")
+    # Metadata would carry the command line, where a careless user may have put a secret. The run before in this process
+    # may still be waiting for a dead server.
+    settings = wandb.Settings(
+        x_disable_meta=True, init_timeout=_START_SECONDS, silent=True, console="off", reinit="create_new"
+    )
     try:
         run = wandb.init(**arguments, settings=settings)
     except Exception as error:

@@ -30,7 +30,10 @@ def serve(directory: Path) -> int:
         ConfigError, ValueError, BlockingIOError, DataError: as `run_job`.
     """
     topology = launched_topology(pipeline_stages=1)  # each run makes its own cut of the same processes
-    connect(topology)
+    first = _wait_for_job(directory, done=0)
+    if first.run_dir is None:
+        return 0
+    connect(topology, load_run(first.run_dir / "config.yaml").watch.slow_seconds)
     done = 0
     while (job := _next_job(directory, done)).run_dir is not None:
         _print_to(job.run_dir / "log.txt")
@@ -46,17 +49,20 @@ def serve(directory: Path) -> int:
 
 
 def _next_job(directory: Path, done: int) -> Job:
-    """Wait for the job after the first `done` and return what the main process reads."""
+    """Wait for the job after the first `done`, and return what the main process reads."""
     # Every process waits by itself: in a collective a GPU's would burn a core each, and give up after minutes.
+    agreed = [_wait_for_job(directory, done)]
+    dist.broadcast_object_list(agreed, src=0)
+    return agreed[0]
+
+
+def _wait_for_job(directory: Path, done: int) -> Job:
     deadline = time.monotonic() + _PATIENCE
     while (job := handed_over(directory)) is None or job.number <= done:
         if time.monotonic() > deadline:
-            job = Job(done + 1, None)
-            break
+            return Job(done + 1, None)
         time.sleep(_POLL)
-    agreed = [job]
-    dist.broadcast_object_list(agreed, src=0)
-    return agreed[0]
+    return job
 
 
 def _print_to(log: Path) -> None:
