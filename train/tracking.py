@@ -18,6 +18,7 @@ from train.files import write_atomic
 _START_SECONDS = 30
 _FINISH_SECONDS = 20
 _END = object()
+_ALERT = "alert"
 
 
 class Tracker:
@@ -58,6 +59,10 @@ class Tracker:
             except queue.Full:
                 self._thread = None
 
+    def alert(self, title: str, text: str) -> None:
+        """Queue an alert, which W&B sends as the user has set it up: by e-mail or Slack."""
+        self.log({_ALERT: (title, text)})
+
     def finish(self, summary: dict[str, Any]) -> None:
         """Send the summary and wait a little for W&B to take what is queued."""
         if self._thread is not None:
@@ -76,7 +81,10 @@ class Tracker:
                     run.summary.update(row[1])
                     run.finish()
                     return
-                run.log(row)
+                if _ALERT in row:
+                    run.alert(*row[_ALERT])
+                else:
+                    run.log(row)
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             print(f"W&B is off for this run ({reason}); metrics.jsonl is complete", file=sys.stderr)

@@ -1,0 +1,162 @@
+"""W&B is best effort: what reaches its files, and that nothing it does reaches the training."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from train import tracking
+from train.config import WandbConfig
+from train.tracking import Tracker, stable_id
+
+CANARY = "canary-3f9a1c"
+_BLOCK, _FRAME = 32768, 7
+
+
+def read_records(path: Path) -> list[Any]:
+    """Read a `.wandb` file: W&B's protocol buffers in LevelDB's log format, as `wandb sync` reads it."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    content = path.read_bytes()
+    assert content[:4] == b":W&B"
+    records, parts, at = [], b"", _FRAME
+    while at + _FRAME <= len(content):
+        if _BLOCK - at % _BLOCK < _FRAME:  # a frame never crosses a block; the rest of this one is padding
+            at += _BLOCK - at % _BLOCK
+            continue
+        size, kind = int.from_bytes(content[at + 4 : at + 6], "little"), content[at + 6]
+        parts += content[at + _FRAME : at + _FRAME + size]
+        at += _FRAME + size
+        if kind in (1, 4):  # a whole record, or the last part of one
+            records.append(Record.FromString(parts))
+            parts = b""
+    return records
+
+
+def offline_files(run_dir: Path, count: int = 1) -> list[list[Any]]:
+    """Wait until W&B's own process has written `count` whole files of `run_dir`; return their records, oldest first."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        files = sorted(run_dir.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_ctime_ns)
+        contents = [read_records(path) for path in files if path.stat().st_size]
+        if sum(any(r.HasField("exit") for r in records) for records in contents) == count:
+            return contents
+        time.sleep(0.1)
+    raise AssertionError(f"W&B has not finished {count} file(s) in {run_dir}")
+
+
+def history(records: list[Any]) -> list[dict[str, str]]:
+    """The logged rows, values as JSON text."""
+    rows = [record.history.item for record in records if record.HasField("history")]
+    return [{item.key or ".".join(item.nested_key): item.value_json for item in row} for row in rows]
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+
+def start(run_dir: Path, mode: Any = "offline", **settings: Any) -> Tracker:
+    return Tracker(WandbConfig(mode=mode), "name", run_dir, settings)
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_resumed_and_rewound_run_loses_nothing(tmp_path: Path) -> None:
+    tracker = start(tmp_path, lr=0.1)
+    for step in (1, 2, 3):
+        tracker.log({"step": step, "tokens": step * 100, "loss": 5.0})
+    tracker.alert("spike", "loss 5.0 is far above 3.0")
+    tracker.log({"step": 2, "tokens": 200, "loss": 3.0})  # after a rollback to step 1
+    tracker.finish({"val_loss": 2.0})
+    again = start(tmp_path, lr=0.1)
+    again.log({"step": 3, "tokens": 300, "loss": 2.5})
+    again.finish({})
+
+    first, second = offline_files(tmp_path, 2)
+    assert [(row["tokens"], row["loss"]) for row in history(first)] == [
+        *(("100", "5"), ("200", "5"), ("300", "5")),
+        ("200", "3"),
+    ]
+    assert [row["tokens"] for row in history(second)] == ["300"]
+    ids = {record.run.run_id for record in first + second if record.HasField("run")}
+    assert ids == {stable_id(tmp_path)}
+    metrics = [record.metric for record in first if record.HasField("metric")]
+    assert {m.step_metric for m in metrics if m.glob_name == "*"} == {"tokens"}  # steps may repeat, tokens are the axis
+    alerts = [record.alert for record in first if record.HasField("alert")]
+    assert [(alert.title, alert.text) for alert in alerts] == [("spike", "loss 5.0 is far above 3.0")]
+
+
+@pytest.mark.usefixtures("offline")
+def test_no_secret_of_the_environment_or_the_command_line_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL"):
+        monkeypatch.setenv(name, f"{CANARY}{'0' * 40}")
+    monkeypatch.setattr("sys.argv", ["pretrain.py", f"--password={CANARY}"])
+    for key, value in {"COUNT": "1", "KEY_0": "remote.origin.url", "VALUE_0": f"https://me:{CANARY}@host/x"}.items():
+        monkeypatch.setenv(f"GIT_CONFIG_{key}", value)  # a remote with a password, as some hosts advise
+    tracker = start(tmp_path, lr=0.1)
+    tracker.log({"step": 1, "tokens": 100, "loss": 5.0})
+    tracker.finish({})
+    assert history(offline_files(tmp_path)[0])
+    holders = [p for p in tmp_path.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
+    assert not holders
+
+
+def test_without_a_key_runs_are_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("WANDB_MODE", "WANDB_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert tracking._mode("auto") == "offline"
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
+    assert tracking._mode("auto") == "online"
+
+
+class _FailingRun:
+    """A W&B run whose server goes away after the first row."""
+
+    def __init__(self, fail: Any) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.fail = fail
+
+    def log(self, row: dict[str, Any]) -> None:
+        if self.rows:
+            self.fail()
+        self.rows.append(row)
+
+    alert = finish = summary = None
+
+
+def _refuse() -> None:
+    raise OSError("connection refused")
+
+
+def test_an_error_in_mid_run_is_said_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = _FailingRun(_refuse)
+    monkeypatch.setattr(tracking, "_start", lambda _: run)
+    tracker = start(tmp_path, "online")
+    for step in range(20_000):  # twice what the queue holds
+        tracker.log({"step": step})
+    tracker.alert("spike", "text")
+    tracker.finish({})
+    assert run.rows == [{"step": 0}]
+    assert capsys.readouterr().err.count("W&B is off for this run (OSError: connection refused)") == 1
+
+
+def test_a_server_that_hangs_in_mid_run_costs_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answer = threading.Event()
+    run = _FailingRun(answer.wait)
+    monkeypatch.setattr(tracking, "_start", lambda _: run)
+    tracker = start(tmp_path, "online")
+    begin = time.perf_counter()
+    for step in range(20_000):
+        tracker.log({"step": step})
+    tracker.alert("spike", "text")
+    tracker.finish({})
+    assert time.perf_counter() - begin < 5
+    assert len(run.rows) == 1
+    answer.set()
