@@ -1,30 +1,53 @@
-"""Checkpoints: written aside, checksummed, renamed when whole; the newest one that verifies is loaded."""
+"""Checkpoints: written aside, checksummed, renamed when whole; the newest one that verifies is loaded, anywhere.
+
+    checkpoints/step-00000200/
+        state-RANK-NUMBER.safetensors   fp32 weights and Adam moments in pieces of any topology (train/statefiles.py)
+        rng-RANK.json                   random number generators of each process
+        loop.json                       counters, loss scale, and what the training loop keeps
+        manifest.json                   step, topology, and size and checksum of every file; written last
+    checkpoints/tombstone-00000300/     set aside by a rollback, never chosen
+
+The schedule and the order of the data are functions of the step, and the W&B id lies beside the checkpoints in
+`wandb-id.txt`, so the step restores all three. Weights of the forward pass are the fp32 weights rounded, as after any
+step. A checkpoint so continues bit for bit on the topology that wrote it, and elsewhere up to the order of sums.
+"""
 
 import json
-import os
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch.distributed as dist
+from safetensors import SafetensorError
 
 from data.shards import sync_directory
+from model.transformer import parameter_shapes
 from train.config import RunConfig
-from train.files import sha256, write_json
-from train.status import RunEnded, Status
+from train.fragments import fragments, refresh_weights, release_weights, scalars, set_scalars
+from train.manifest import (
+    STEP,
+    TOMBSTONE,
+    CheckpointError,
+    Checksums,
+    NotSaved,
+    damage,
+    discard,
+    newest_first,
+    prune,
+    read_manifest,
+    step_of,
+    write_manifest,
+)
+from train.rng import rng_state, set_rng_state
+from train.statefiles import load_state, write_file, write_state
 from train.topology import Topology
 
-TAG = "state"
-"""Directory of DeepSpeed's files inside a checkpoint."""
-_MANIFEST = "manifest.json"
-
-
-class CheckpointError(RunEnded):
-    """No checkpoint can be loaded although some exist."""
-
-    status = Status.NO_CHECKPOINT
+_LOOP = "loop.json"
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,6 +58,9 @@ class Resumed:
     """Optimizer steps done; 0 where there was no checkpoint."""
     extra: dict[str, Any]
     """What the training loop had given to `save`, the same on every process; empty where there was no checkpoint."""
+
+
+# ---------------------------------------------------------------------------------------------- writing
 
 
 def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str, Any], topology: Topology) -> None:
@@ -50,126 +76,144 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
         step: optimizer steps done.
         extra: small JSON values that the training loop wants back from `resume`, equal on every process.
         topology: this process.
+
+    Raises:
+        NotSaved: on every process, when one cannot write; the checkpoints before are as they were.
     """
     folder = run_dir / "checkpoints"
-    final = folder / f"step-{step:08d}"
-    partial = folder / f".{final.name}.partial"
-    if topology.is_main:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-    dist.barrier()
-    engine.save_checkpoint(str(partial), tag=TAG, client_state={"step": step}, save_latest=False)
-    dist.barrier()
-    if topology.is_main:
-        files = sorted(path for path in partial.rglob("*") if path.is_file())
-        for path in files:
-            _sync_file(path)
-        content = {str(path.relative_to(partial)): sha256(path) for path in files}
-        write_json(
-            partial / _MANIFEST, {"step": step, "world_size": topology.world_size, "extra": extra, "sha256": content}
-        )
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
+    final = folder / f"{STEP}{step:08d}"
+    aside = folder / f".{final.name}.partial"
+
+    def begin() -> None:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+
+    def write() -> Checksums:
+        files = write_state(aside, topology.rank, fragments(engine, run, topology))
+        own: dict[str, Any] = {f"rng-{topology.rank:05d}.json": rng_state()}
+        if topology.is_main:
+            own[_LOOP] = {"extra": extra, "engine": scalars(engine)}
+        return files | {name: write_file(aside / name, json.dumps(value).encode()) for name, value in own.items()}
+
+    def commit() -> None:
+        write_manifest(aside, step, _describe(run, topology), files)
+        if final.exists():  # it is damaged, for otherwise it had been resumed from
+            discard(final)
+        aside.rename(final)
         sync_directory(folder)
-        for old in newest_first(folder)[run.checkpoint.keep :]:
-            shutil.rmtree(old)
-    dist.barrier()
+        prune(folder, run.checkpoint.keep)
+
+    try:
+        _together(begin, topology.is_main)
+        files = {name: entry for part in _together(write) for name, entry in (part or {}).items()}
+        _together(commit, topology.is_main)
+    except CheckpointError as error:
+        if topology.is_main:
+            shutil.rmtree(aside, ignore_errors=True)
+        message = "make room and run again; the checkpoints before it are kept"
+        raise NotSaved(f"{final}: cannot be written: {error}; {message}") from None
+
+
+def tombstone(run_dir: Path, after: int, topology: Topology) -> None:
+    """Rename the checkpoints of later steps than `after`, so that they are never chosen; every process must call this.
+
+    They stay as `checkpoints/tombstone-STEP` until the run has saved a checkpoint of their step or a later one.
+    """
+
+    def rename() -> None:
+        folder = run_dir / "checkpoints"
+        for path in newest_first(folder):
+            if step_of(path) > after:
+                grave = path.with_name(f"{TOMBSTONE}{step_of(path):08d}")
+                shutil.rmtree(grave, ignore_errors=True)
+                path.rename(grave)
+                sync_directory(folder)
+
+    _together(rename, topology.is_main)
+
+
+# ---------------------------------------------------------------------------------------------- reading
 
 
 def resume(engine: Any, run: RunConfig, run_dir: Path, topology: Topology, at_most: int | None = None) -> Resumed:
-    """Load the newest checkpoint that verifies; every process must call this.
+    """Load the newest checkpoint that verifies, whatever topology wrote it; every process must call this.
 
-    A damaged checkpoint is named on stderr and passed over, by all processes together.
+    A damaged checkpoint is named on stderr and passed over, by all processes together. The engine may be new, or have
+    trained already.
 
     Args:
-        engine: an engine of this run.
+        engine: an engine of this run, between two optimizer steps.
         run: the run.
         run_dir: its directory.
         topology: this process.
         at_most: largest step that may be chosen; None allows all.
 
     Raises:
-        CheckpointError: when checkpoints exist but none can be loaded.
+        CheckpointError: on every process, when checkpoints exist but none can be loaded.
     """
-    chosen: list[Any] = [None]
-    if topology.is_main:
-        chosen[0] = _choose(run_dir / "checkpoints", topology.world_size, at_most)
-    dist.broadcast_object_list(chosen, src=0)
-    step, path, extra, error = chosen[0]
-    if error:
-        raise CheckpointError(error)
-    if path is None:
-        return Resumed(0, {})
-    loaded, state = engine.load_checkpoint(path, tag=TAG)
-    if loaded is None or state["step"] != step:
-        raise CheckpointError(f"{path}: DeepSpeed could not load it; delete it to fall back to the one before")
-    return Resumed(step, extra)
-
-
-def tombstone(run_dir: Path, after: int, topology: Topology) -> None:
-    """Rename the checkpoints of later steps than `after`, so that they are never chosen; every process must call this.
-
-    They stay as `checkpoints/tombstone-STEP` until the run has saved a checkpoint of a later step than theirs.
-    """
-    if topology.is_main:
-        folder = run_dir / "checkpoints"
-        for path in newest_first(folder):
-            if step_of(path) > after:
-                grave = path.with_name(path.name.replace("step", "tombstone"))
-                shutil.rmtree(grave, ignore_errors=True)
-                path.rename(grave)
-        if folder.exists():
-            sync_directory(folder)
-    dist.barrier()
-
-
-def _choose(folder: Path, world_size: int, at_most: int | None) -> tuple[int, str | None, dict[str, Any], str | None]:
-    """Return (step, path, extra, None) of the checkpoint to load; path is None for none; the last is an error."""
-    candidates = [path for path in newest_first(folder) if at_most is None or step_of(path) <= at_most]
+    folder = run_dir / "checkpoints"
+    (names, *_) = _together(lambda: [path.name for path in newest_first(folder)])
+    candidates = [folder / name for name in names or [] if at_most is None or step_of(folder / name) <= at_most]
     for path in candidates:
-        fault = damage(path)
-        if fault:
+        # The files are shared out, so that each is read by one process.
+        faults = _together(partial(damage, path, part=(topology.rank, topology.world_size)))
+        fault = next((fault for fault in faults if fault), None)
+        if fault is None:
+            return _load(path, engine, run, topology)
+        if topology.is_main:
             print(f"{path}: damaged ({fault}); trying the one before", file=sys.stderr, flush=True)
-            continue
-        manifest = json.loads((path / _MANIFEST).read_text())
-        if manifest["world_size"] != world_size:
-            error = (
-                f"{path}: written by {manifest['world_size']} process(es), but {world_size} were launched; "
-                f"launch {manifest['world_size']}, or start over in another directory"
-            )
-            return 0, None, {}, error
-        return manifest["step"], str(path), manifest.get("extra", {}), None
     if candidates:
-        error = f"{folder}: none of {len(candidates)} checkpoint(s) is intact; delete them to start over"
-        return 0, None, {}, error
-    return 0, None, {}, None
+        raise CheckpointError(f"{folder}: none of {len(candidates)} checkpoint(s) is intact; delete them to start over")
+    return Resumed(0, {})
 
 
-def step_of(path: Path) -> int:
-    """Return the optimizer steps done at a checkpoint, by its name."""
-    return int(path.name.removeprefix("step-"))
+def _load(path: Path, engine: Any, run: RunConfig, topology: Topology) -> Resumed:
+    manifest = read_manifest(path)
+    here = _describe(run, topology)
+    if topology.is_main and manifest["written_by"] != here:
+        print(f"{path}: written on {manifest['written_by']}; continuing on {here}", flush=True)
 
+    def read() -> dict[str, Any]:
+        load_state(path, fragments(engine, run, topology), parameter_shapes(run.model))
+        loop = json.loads((path / _LOOP).read_text())
+        set_scalars(engine, loop["engine"])
+        own_rng = path / f"rng-{topology.rank:05d}.json"
+        if own_rng.name in manifest["files"]:  # a process that the run did not have keeps the stream it began with
+            set_rng_state(json.loads(own_rng.read_text()))
+        return dict(loop["extra"])
 
-def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, whole or damaged."""
-    return sorted(folder.glob("step-" + "[0-9]" * 8), reverse=True)
-
-
-def damage(path: Path) -> str | None:
-    """Say what is wrong with a checkpoint, or None."""
+    release_weights(engine)
     try:
-        expected = json.loads((path / _MANIFEST).read_text())["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{_MANIFEST} is missing or unreadable"
-    for name, checksum in expected.items():
-        file = path / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if sha256(file) != checksum:
-            return f"{name} does not match its checksum"
-    return None
+        (extra, *_) = _together(read)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: cannot be loaded: {error}; delete it to fall back to the one before") from None
+    refresh_weights(engine)
+    return Resumed(manifest["step"], extra or {})
 
 
-def _sync_file(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _describe(run: RunConfig, topology: Topology) -> str:
+    """Say on what a run is spread out; equal descriptions continue bit for bit."""
+    processes = "1 process" if topology.world_size == 1 else f"{topology.world_size} processes"
+    return f"{processes}, {run.parallel.pipeline_stages} pipeline stage(s), ZeRO-{run.zero_stage}, {run.precision}"
+
+
+# ---------------------------------------------------------------------------------------------- together
+
+
+def _together(work: Callable[[], Result], here: bool = True) -> list[Result | None]:
+    """Do `work` on every process for which `here` is true, and return the results by rank, on all.
+
+    Raises:
+        CheckpointError: on every process, when it failed on one.
+    """
+    result, failure = None, None
+    try:
+        result = work() if here else None
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        failure = str(error) if isinstance(error, OSError | SafetensorError | ValueError) else repr(error)
+    outcomes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(outcomes, (result, failure))
+    failures = [text for _, text in outcomes if text]
+    if failures:
+        raise CheckpointError(failures[0])
+    return [value for value, _ in outcomes]

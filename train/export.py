@@ -24,11 +24,10 @@ from data.config import DataError
 from data.prepare import prepare
 from data.shards import TOKENIZER, TokenizerEntry, read_manifest
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
-from train import checkpoint
-from train.checkpoint import CheckpointError
 from train.config import RunConfig, load_run
-from train.consolidate import Weights, consolidate
 from train.files import sha256, sync_directory
+from train.manifest import CheckpointError, damage, newest_first, step_of
+from train.statefiles import Weights, read_weights
 
 
 class ExportError(ValueError):
@@ -68,7 +67,10 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         raise ExportError(f"{out}: exists already; delete it or choose another --out")
     run = load_run(run_dir / "config.yaml")
     folder, done = _find(run_dir / "checkpoints", step)
-    weights = consolidate(folder / checkpoint.TAG, run.model)
+    try:
+        weights = read_weights(folder, run.model)
+    except (SafetensorError, ValueError) as error:
+        raise CheckpointError(str(error)) from None
 
     out = out.resolve()
     partial = out.with_name(f".{out.name}.partial")
@@ -112,18 +114,17 @@ def _write_huggingface(
 
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     """Return the checkpoint to export, verified, and its step."""
-    named = ((path.name.removeprefix("step-"), path) for path in checkpoint.newest_first(folder))
-    there = {int(number): path for number, path in named if number.isdigit()}
+    there = {step_of(path): path for path in newest_first(folder)}
     if not there:
         raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
     if step is not None and step not in there:
         steps = ", ".join(str(s) for s in sorted(there))
         raise CheckpointError(f"{folder}: there is no checkpoint of step {step}; there are those of {steps}")
     for done, path in there.items() if step is None else [(step, there[step])]:
-        damage = checkpoint.damage(path)
-        if damage is None:
+        fault = damage(path)
+        if fault is None:
             return path, done
-        print(f"{path}: damaged ({damage})", file=sys.stderr, flush=True)
+        print(f"{path}: damaged ({fault})", file=sys.stderr, flush=True)
     raise CheckpointError(f"{folder}: no checkpoint {'' if step is None else f'of step {step} '}is intact")
 
 

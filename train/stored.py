@@ -8,8 +8,9 @@ from train.config import RunConfig, load_run
 from train.files import write_atomic
 from train.sweep import Run
 
-# Keys that may change between a run and its continuation.
-FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "watch", "data.directory")
+# Keys that may change between a run and its continuation: they do not decide the curve.
+_TOPOLOGY = ("parallel", "train.micro_batch", "train.activation_checkpointing", "train.compile")
+FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "watch", "data.directory", *_TOPOLOGY)
 
 
 def store_config(run: Run) -> None:

@@ -1,0 +1,117 @@
+"""The directory of checkpoints: which there are, which are whole, which may go.
+
+A checkpoint is whole when its manifest, written last, is there and says so of every file. Nothing here needs torch.
+"""
+
+import hashlib
+import json
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from train.files import sha256, write_json
+from train.status import RunEnded, Status
+
+MANIFEST = "manifest.json"
+STEP, TOMBSTONE = "step-", "tombstone-"
+"""Beginnings of the names of checkpoints, and of those that a rollback has set aside."""
+Checksums = dict[str, dict[str, Any]]
+"""Of each file its size and its checksum: {name: {"bytes": size, "sha256": checksum}}."""
+THREADS = 4
+"""Threads of each process that checksum files side by side."""
+_FORMAT = 2
+
+
+class CheckpointError(RunEnded):
+    """No checkpoint can be loaded although some exist."""
+
+    status = Status.NO_CHECKPOINT
+
+
+class NotSaved(CheckpointError):
+    """A checkpoint cannot be written; those before it are as they were."""
+
+    status = Status.DISK_FULL
+
+
+def newest_first(folder: Path) -> list[Path]:
+    """Return the checkpoints in `folder`, whole or damaged."""
+    return sorted(folder.glob(STEP + "[0-9]" * 8), reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the optimizer steps done at a checkpoint, by its name."""
+    return int(path.name.rpartition("-")[2])
+
+
+def damage(path: Path, contents: bool = True, part: tuple[int, int] = (0, 1)) -> str | None:
+    """Say what is wrong with a checkpoint, or None.
+
+    Args:
+        path: the checkpoint.
+        contents: whether to compare checksums, which reads every file, beside sizes.
+        part: (k, n) looks at every n-th file from the k-th on.
+    """
+    try:
+        files = read_manifest(path)["files"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST} is missing or unreadable: {error}"
+    names = sorted(files)[part[0] :: part[1]]
+
+    def fault(name: str) -> str | None:
+        file = path / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != files[name]["bytes"]:
+            return f"{name} has {file.stat().st_size:,} bytes, not {files[name]['bytes']:,}"
+        return f"{name} does not match its checksum" if contents and sha256(file) != files[name]["sha256"] else None
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return next((found for found in pool.map(fault, names) if found), None)
+
+
+def write_manifest(partial: Path, step: int, written_by: str, files: Checksums) -> None:
+    """Declare the checkpoint in `partial` whole."""
+    manifest = {"format": _FORMAT, "step": step, "written_by": written_by, "files": files}
+    write_json(partial / MANIFEST, manifest | {"sha256": _digest(manifest)})
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Return step, topology and files of a checkpoint. Raises `OSError`, `ValueError`, `KeyError` or `TypeError`."""
+    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    checksum = manifest.pop("sha256", None)
+    if manifest.get("format") != _FORMAT:
+        raise ValueError("it was written by another version of this program")
+    if checksum != _digest(manifest) or manifest["step"] != step_of(path):
+        raise ValueError("it does not match its own checksum")
+    return manifest
+
+
+def _digest(manifest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def prune(folder: Path, keep: int) -> None:
+    """Delete what is older than the `keep` newest whole checkpoints, tombstones that were passed, and leftovers."""
+    kept = 0
+    newest = None
+    for path in newest_first(folder):
+        if kept == keep:
+            discard(path)
+        elif damage(path, contents=False) is None:  # a damaged one is no reason to delete one before it
+            newest = newest or step_of(path)
+            kept += 1
+    for path in folder.glob(f"{TOMBSTONE}*"):
+        if newest is not None and step_of(path) <= newest:
+            discard(path)
+    for path in folder.glob(".*"):  # what crashes left
+        shutil.rmtree(path)
+
+
+def discard(path: Path) -> None:
+    """Delete a checkpoint so that a crash does not leave half of it under its name."""
+    doomed = path.with_name(f".{path.name}.discarded")
+    shutil.rmtree(doomed, ignore_errors=True)
+    path.rename(doomed)
+    shutil.rmtree(doomed)
