@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,8 @@ class Ranks:
 
     def finish(self, timeout: float = 240) -> tuple[int, str]:
         """Wait for all; return the largest exit status and the joined output."""
-        outputs = [process.communicate(timeout=timeout)[0] for process in self.processes]
+        with ThreadPoolExecutor(len(self.processes)) as readers:  # all at once: a full pipe would stop a process
+            outputs = list(readers.map(lambda process: process.communicate(timeout=timeout)[0], self.processes))
         return max(abs(process.returncode) for process in self.processes), "\n".join(outputs)
 
 

@@ -110,8 +110,8 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
     except CheckpointError as error:
         if topology.is_main:
             shutil.rmtree(aside, ignore_errors=True)
-        message = "make room and run again; the checkpoints before it are kept"
-        raise NotSaved(f"{final}: cannot be written: {error}; {message}") from None
+        way_out = "those before it are kept; if room is lacking, make some, and run again"
+        raise NotSaved(f"{final}: cannot be written: {error}; {way_out}") from None
 
 
 def tombstone(run_dir: Path, after: int, topology: Topology) -> None:
