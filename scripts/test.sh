@@ -7,4 +7,4 @@ bash scripts/install.sh train,dev
 .venv/bin/ruff format --check .
 .venv/bin/mypy
 # One test per core; runs of several ranks share a worker's core.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadgroup "$@"
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"

@@ -13,8 +13,6 @@ from conftest import Ranks
 
 from tests.checkpoint_ranks import HALF
 
-pytestmark = pytest.mark.xdist_group("checkpoint_ranks")  # one launch for the file
-
 FP32, BF16 = 1e-5, 2e-2
 """Tolerances of a changed topology, those of `test_train_topology.py`."""
 
@@ -25,7 +23,7 @@ Results = dict[str, Any]
 def out(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory in which both processes have worked."""
     out = tmp_path_factory.mktemp("ranks")
-    status, output = Ranks(2, [str(small_run), str(out)], "tests.checkpoint_ranks").finish(timeout=500)
+    status, output = Ranks(2, [str(small_run), str(out)], ("-m", "tests.checkpoint_ranks")).finish(timeout=500)
     assert status == 0, output
     return out
 
