@@ -77,8 +77,19 @@ class Monitor:
             if changed != self._read:
                 content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
                 keys = ("progress", "low", "high", "window")
-                self._band = {key: np.asarray(content[key], dtype=float) for key in keys}
+                band = {key: np.asarray(content[key], dtype=float) for key in keys}
+                if _is_band(band):
+                    self._band = band
                 self._read = changed
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             pass
         return self._band
+
+
+def _is_band(band: dict[str, np.ndarray]) -> bool:
+    """Return whether this can be interpolated: three curves of one length over rising progress, all positive."""
+    curves = [band[side] for side in ("progress", "low", "high")]
+    if any(c.ndim != 1 or c.size == 0 or c.shape != curves[0].shape for c in curves) or band["window"].ndim:
+        return False
+    finite = all(np.all((c > 0) & np.isfinite(c)) for c in curves)
+    return bool(finite and np.all(np.diff(curves[0]) > 0) and 0 < band["window"] <= 1)

@@ -123,6 +123,7 @@ def _start(arguments: dict[str, Any]) -> Any:
         if arguments["mode"] != "online":
             raise
         print(f"W&B does not answer ({error}); logging offline, upload later with `wandb sync`", file=sys.stderr)
+        wandb.teardown()  # the failed attempt still holds the run's id in W&B's own process
         run = wandb.init(**arguments | {"mode": "offline"}, settings=settings)
     run.define_metric("tokens")
     run.define_metric("*", step_metric="tokens")
