@@ -33,13 +33,15 @@ def read_curves(runs_dir: Path) -> list[Curve]:
     """The curves of RUNS_DIR/*/metrics.jsonl. A run without whole rows is passed over."""
     curves = []
     for path in sorted(runs_dir.glob("*/metrics.jsonl")):
-        rows = []
+        rows: list[dict[str, Any]] = []
         for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except ValueError:  # a line that a crash tore
                 continue
             if isinstance(row, dict) and isinstance(row.get("tokens"), int | float):
+                while rows and rows[-1]["tokens"] >= row["tokens"]:  # a rollback has undone them
+                    rows.pop()
                 rows.append(row)
         if len(rows) < 2:
             continue

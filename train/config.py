@@ -8,6 +8,7 @@ from configs.reader import ConfigError, Problem, config, load
 from data.config import DataConfig
 from model.config import ModelConfig, expand_model
 from model.counts import training_flops_per_token
+from train.spikes import SpikeConfig
 
 
 @config
@@ -211,6 +212,8 @@ class RunConfig:
     """Checkpoints."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
+    spikes: SpikeConfig = SpikeConfig()
+    """When the loss spikes."""
     watch: WatchConfig = WatchConfig()
     """Limits of silence."""
     wandb: WandbConfig = WandbConfig()

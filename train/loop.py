@@ -1,6 +1,5 @@
 """The training loop: from a run's configuration to its record."""
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +12,19 @@ from train.batches import training_batches, validation_batches
 from train.config import RunConfig
 from train.ds_config import derive
 from train.engine import build_engine, evaluate, gradient_norm, release, train_step
+from train.guard import Course, Rollback, SpikeGuard
 from train.heartbeat import Heart
 from train.preemption import Preempted, StopRequest
 from train.record import describe_data
 from train.reporter import Reporter, StepClock
 from train.schedule import lr_multiplier
+from train.spikes import Kind, Verdict
 from train.status import RunEnded, Status
 from train.topology import Topology
 
 
 class TrainingDiverged(RunEnded):
-    """The loss stopped being a number."""
+    """The loss stopped being a number, or spikes came back after every rollback."""
 
     status = Status.DIVERGED
 
@@ -38,25 +39,43 @@ def train(
     of the errors below.
 
     Raises:
-        TrainingDiverged: when the loss is not finite at a logged step.
+        TrainingDiverged: when a spike comes back after every rollback, or the loss is not finite without a guard.
         CheckpointError: when checkpoints exist but none can be loaded.
         Preempted: when a signal asked any of the processes to end; the state has been saved.
     """
-    torch.manual_seed(run.seed)
-    engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
-    try:
-        _train(engine, run, run_dir, corpus, topology, heart)
-    except RunEnded:  # raised by all processes together, as `release` needs it
+    report = Reporter(run, run_dir, topology) if topology.is_main else None
+    rollback: Rollback | None = None
+    while True:
+        torch.manual_seed(run.seed)
+        engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
+        try:
+            rollback = _attempt(engine, run, run_dir, corpus, topology, heart, report, rollback)
+        except RunEnded:  # raised by all processes together, as `release` needs it
+            release(engine)
+            if report is not None:
+                report.close()
+            raise
         release(engine)
-        raise
-    release(engine)
+        if rollback is None:
+            return
 
 
-def _train(engine: Any, run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, heart: Heart) -> None:
+def _attempt(
+    engine: Any,
+    run: RunConfig,
+    run_dir: Path,
+    corpus: Corpus,
+    topology: Topology,
+    heart: Heart,
+    report: Reporter | None,
+    after: Rollback | None,
+) -> Rollback | None:
+    """Train to the end, or to a spike that does not pass; `after` is the one that ended the attempt before."""
     windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
     validation, to_nats_per_token = validation_batches(windows, run, topology)
-    first_step = checkpoint.resume(engine, run, run_dir, topology).step
-    report = Reporter(run, run_dir, topology, first_step) if topology.is_main else None
+    first_step, guard = _resume(engine, run, run_dir, topology, after)
+    if report is not None:
+        report.begin(first_step, guard.course.attempt)
 
     val_loss = None
     clock = StepClock(first_step)
@@ -65,31 +84,34 @@ def _train(engine: Any, run: RunConfig, run_dir: Path, corpus: Corpus, topology:
             heart.begin_step(step)
             stop.begin_step()
             lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
-            loss = train_step(engine, training_batches(corpus, run, step, topology), lr, topology)
+            batches = training_batches(corpus, run, guard.course.data_step(step), topology)
+            loss = train_step(engine, batches, lr, topology)
 
             done = step + 1
             is_last = done == run.steps
             stops = stop.agreed() and not is_last
             evaluates = is_last or _due(done, run.evaluate.every)
             saves = stops or _due(done, run.checkpoint.every) or (is_last and run.checkpoint.every is not None)
-            if evaluates or done == 1 or _due(done, run.log_every):
+            logs = evaluates or done == 1 or _due(done, run.log_every)
+            verdicts = guard.judge(done, loss, engine.get_global_grad_norm(), now=logs or saves)
+            ends = verdicts[-1] if verdicts and verdicts[-1].ends_attempt else None
+            if logs:
                 loss_value = loss.item()  # waits for the step, so that the clock below times training alone
                 steps_per_second = clock.lap(done)
-                if not math.isfinite(loss_value):
-                    message = f"{run_dir}: the loss is {loss_value} at step {done}; try a lower optimizer.lr"
-                    raise TrainingDiverged(message)
                 val_loss = None
-                if evaluates:
+                if evaluates and ends is None:
                     heart.begin("evaluating", done)
                     val_loss = evaluate(engine, validation, topology) * to_nats_per_token
                 if report is not None:
                     report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, val_loss)
+            if report is not None:
+                report.verdicts(verdicts)
+            if ends is not None:
+                return _go_back(ends, guard, run_dir, topology)
             if saves:
                 heart.begin("saving", done)
-                checkpoint.save(engine, run, run_dir, done, {}, topology)
+                checkpoint.save(engine, run, run_dir, done, guard.course.to_json(), topology)
             if stops:
-                if report is not None:
-                    report.close()
                 raise Preempted(f"{run_dir}: stopped after step {done} and saved; the same command continues")
             if evaluates or saves:
                 clock.restart(done)
@@ -98,7 +120,30 @@ def _train(engine: Any, run: RunConfig, run_dir: Path, corpus: Corpus, topology:
     if val_loss is None:  # resumed after the last step
         val_loss = evaluate(engine, validation, topology) * to_nats_per_token
     if report is not None:
-        report.finish(val_loss, describe_data(run, corpus, windows))
+        spikes = guard.course.describe(run.tokens_per_step)
+        report.finish(val_loss, {**describe_data(run, corpus, windows), **spikes})
+    return None
+
+
+def _resume(
+    engine: Any, run: RunConfig, run_dir: Path, topology: Topology, after: Rollback | None
+) -> tuple[int, SpikeGuard]:
+    """Load the newest checkpoint; after a rollback, save it again on its new course, which makes the rollback last."""
+    resumed = checkpoint.resume(engine, run, run_dir, topology)
+    course = Course.from_json(resumed.extra)
+    if after is not None:
+        course = after.next_course(resumed.step, course)
+        if run.checkpoint.every is not None:
+            checkpoint.save(engine, run, run_dir, resumed.step, course.to_json(), topology)
+    return resumed.step, SpikeGuard(run, course)
+
+
+def _go_back(verdict: Verdict, guard: SpikeGuard, run_dir: Path, topology: Topology) -> Rollback:
+    if verdict.kind is Kind.DIVERGED:
+        raise TrainingDiverged(f"{run_dir}: {verdict.reason} at step {verdict.step}; try a lower optimizer.lr")
+    rollback = Rollback(guard.course, verdict)
+    checkpoint.tombstone(run_dir, rollback.latest_step(guard.run.spikes.margin), topology)
+    return rollback
 
 
 def _due(done: int, every: int | None) -> bool:

@@ -1,4 +1,7 @@
-"""`metrics.jsonl`: one JSON object per logged step, append-only, the truth about a run's curve."""
+"""`metrics.jsonl`: one JSON object per logged step, append-only, the truth about a run's curve.
+
+After a rollback the rows say which `attempt` they belong to, and steps occur again.
+"""
 
 import json
 import math
@@ -7,32 +10,33 @@ from typing import Any
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl`.
+    """Appends rows to `metrics.jsonl`, or to another file of rows by attempt and step.
 
     A resumed run repeats the steps after its checkpoint identically; rows already in the file are not written again.
     """
 
     def __init__(self, path: Path) -> None:
         """Open the log, cutting off a last line that a crash left torn."""
-        self.earlier_rows: list[dict[str, Any]] = []
+        self.rows: list[dict[str, Any]] = []
+        """The curve as it stood when the log was opened."""
         if path.exists():
             content = path.read_bytes()
             whole = content[: content.rfind(b"\n") + 1]
             if len(whole) < len(content):
                 with path.open("r+b") as file:
                     file.truncate(len(whole))
-            self.earlier_rows = read_metrics(path)
-        self.last_step = self.earlier_rows[-1]["step"] if self.earlier_rows else 0
+            self.rows = read_metrics(path)
+        self._last = _place(self.rows[-1]) if self.rows else (1, 0)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> bool:
-        """Append a row with a key `step`; return False, writing nothing, when the step is already there."""
-        if row["step"] <= self.last_step:
+        """Append a row with a key `step`; return False, writing nothing, when its attempt has come as far already."""
+        if _place(row) <= self._last:
             return False
         finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
         self._file.write(json.dumps(finite) + "\n")
         self._file.flush()
-        self.last_step = row["step"]
+        self._last = _place(row)
         return True
 
     def close(self) -> None:
@@ -41,7 +45,22 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read all whole rows; a missing file has none."""
+    """Read the whole rows of each step's newest attempt, steps rising; a missing file has none."""
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return newest_attempts([json.loads(line) for line in lines if line.endswith("}")])
+
+
+def newest_attempts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Leave out the rows that a rollback has undone: all those before a row that are not of an earlier step."""
+    curve: list[dict[str, Any]] = []
+    for row in rows:
+        while curve and curve[-1]["step"] >= row["step"]:
+            curve.pop()
+        curve.append(row)
+    return curve
+
+
+def _place(row: dict[str, Any]) -> tuple[int, int]:
+    return row.get("attempt", 1), row["step"]

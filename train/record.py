@@ -50,14 +50,13 @@ def make_record(
         topology: the processes that ran it.
         val_loss: nats per token on the fixed validation tokens.
         seconds: wall-clock time of the steps that count, over all resumes.
-        data: what is recorded of the corpus, with `validation_bytes_per_token` for the bits per byte.
+        data: what is recorded of the corpus, with `validation_bytes_per_token` for the bits per byte, and of spikes.
     """
     counts = count_parameters(run.model)
     return {
         "schema": SCHEMA,
         "name": run.name,
         "complete": True,
-        "tainted": False,
         "N": counts.total,
         "N_non_embedding": counts.non_embedding,
         "N_head": counts.readout_matrix,

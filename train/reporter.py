@@ -11,6 +11,7 @@ from train.config import RunConfig
 from train.files import write_json
 from train.metrics import MetricsLog
 from train.record import make_record, peak_flops
+from train.spikes import Kind, Verdict
 from train.topology import Topology
 from train.tracking import Tracker
 
@@ -18,17 +19,24 @@ from train.tracking import Tracker
 class Reporter:
     """The voice of a run; only its main process has one."""
 
-    def __init__(self, run: RunConfig, run_dir: Path, topology: Topology, first_step: int) -> None:
-        """Open the log of `run_dir` and W&B; steps after `first_step` will follow."""
+    def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
+        """Open the logs of `run_dir` and W&B."""
         self.run, self.run_dir, self.topology = run, run_dir, topology
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.events = MetricsLog(run_dir / "events.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
         self.tracker = Tracker(run.wandb, run_dir.name, run_dir, settings)
         self.peak = peak_flops()
-        # Time goes on from where the checkpoint was written; what was lost after it does not count.
-        earlier = [row.get("seconds", 0.0) for row in self.metrics.earlier_rows if row["step"] <= first_step]
-        self.begin = time.perf_counter() - max(earlier, default=0.0)
         self.progress = _ProgressBar(run) if sys.stderr.isatty() else None
+
+    def begin(self, first_step: int, attempt: int) -> None:
+        """Announce an attempt, which goes on after `first_step` steps."""
+        self.attempt = attempt
+        # Time goes on from where the checkpoint was written; what was lost after it does not count.
+        earlier = [row.get("seconds", 0.0) for row in self.metrics.rows if row["step"] <= first_step]
+        self.started = time.perf_counter() - max(earlier, default=0.0)
+        if attempt > 1:
+            print(f"attempt {attempt} begins after step {first_step}", flush=True)
 
     def step(
         self,
@@ -41,13 +49,13 @@ class Reporter:
     ) -> None:
         """Log the step that has just been done."""
         row: dict[str, Any] = {
-            "step": done,
+            **self._where(done),
             "tokens": done * self.run.tokens_per_step,
             "flops": done * self.run.tokens_per_step * self.run.flops_per_token,
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": lr,
-            "seconds": time.perf_counter() - self.begin,
+            "seconds": time.perf_counter() - self.started,
         }
         if steps_per_second is not None:
             row["tokens_per_second"] = steps_per_second * self.run.tokens_per_step
@@ -66,9 +74,26 @@ class Reporter:
             text = f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
             print(f"{text}{speed}{validation}", flush=True)
 
+    def verdicts(self, verdicts: list[Verdict]) -> None:
+        """Log what the spike guard says of steps; what it does about them is said aloud."""
+        for verdict in verdicts:
+            event = {
+                **self._where(verdict.step),
+                "kind": verdict.kind,
+                "onset": verdict.onset,
+                "reason": verdict.reason,
+            }
+            if self.events.write(event) and verdict.kind is not Kind.OUTLIER:
+                print(f"step {verdict.step}  {verdict.kind.upper()}  {verdict.reason}", flush=True)
+                if verdict.ends_attempt:
+                    self.tracker.alert(f"{verdict.kind} at step {verdict.step}", verdict.reason)
+
+    def _where(self, step: int) -> dict[str, Any]:
+        return {"step": step} if self.attempt == 1 else {"step": step, "attempt": self.attempt}
+
     def finish(self, val_loss: float, data: dict[str, Any]) -> None:
         """Write the record; it is the last file of a run."""
-        seconds = time.perf_counter() - self.begin
+        seconds = time.perf_counter() - self.started
         record = make_record(self.run, self.topology, val_loss, seconds, data)
         write_json(self.run_dir / "record.json", record)
         self.close({k: v for k, v in record.items() if isinstance(v, int | float)})
@@ -78,6 +103,7 @@ class Reporter:
     def close(self, summary: dict[str, Any] | None = None) -> None:
         """Close the log and give W&B a little time for what is queued, with its `summary` if the run is complete."""
         self.metrics.close()
+        self.events.close()
         if self.progress is not None:
             self.progress.close()
         self.tracker.finish(summary or {})

@@ -106,6 +106,11 @@ class Verdict:
     reason: str = ""
     """For people."""
 
+    @property
+    def ends_attempt(self) -> bool:
+        """Whether training cannot go on from here."""
+        return self.kind in (Kind.ROLLBACK, Kind.DIVERGED)
+
 
 class Reading(NamedTuple):
     """How far one step is from the accepted ones."""
