@@ -20,7 +20,7 @@ from .laws import Array
 from .traces import Curve, smoothed
 
 POINTS = 20  # stages of a run
-FIRST = 0.02  # progress before which curves say nothing yet
+FIRST = 0.1  # progress before which curves differ too much from each other to say anything
 WINDOW = 0.1  # the loss at x is the mean since (1 - WINDOW) x
 LEVEL = 0.998  # of the band: three standard deviations of normal noise
 LEAST_LOG = 0.01  # half the band's least width, in log loss: agreement beyond that is luck

@@ -39,6 +39,7 @@ RUNGS = ("tiny-3k", "tiny-6k", "tiny-14k", "tiny-25k", "tiny-55k")
 LENGTHS = (0.5, 0.7, 1.0)  # of the rungs, as fractions of the steps of the targets
 TARGETS = ("tiny-98k", "tiny-150k")
 BEGIN = 0.3  # progress at which a fault sets in that does not hold from the start
+FIRST_SEED = 101  # the band was chosen on smaller ones
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ def measure(folder: Path, steps: int, seeds: int, console: Console) -> Table:
     for fault in (HEALTHY, *FAULTS):
         ends, bands, guards = [], [], []
         for size in TARGETS:
-            for seed in range(1, seeds + 1):
+            for seed in range(FIRST_SEED, FIRST_SEED + seeds):
                 run = make(size, steps, seed)
                 expected = band(rungs, count_parameters(run.model).total, run.tokens)
                 seen = train(run, corpus, topology, fault)

@@ -107,7 +107,7 @@ def test_monitor_smooths_as_bands_do(tmp_path) -> None:
     follow(run, expected, tmp_path)
     monitor = Monitor(tmp_path / "band.json", 400)
     logged = {int(s): monitor.follow(int(s), float(v))[0] for s, v in zip(run.step, run.loss, strict=True)}
-    for step in (8, 40, 400):
+    for step in (60, 120, 400):
         smooth = course(run.tokens / 3e6, run.loss, np.array([step / 400]))[0]
         assert logged[step]["loss_smooth"] == pytest.approx(smooth)
     nearest = {step: logged[step] for step in (400,)}
