@@ -1,14 +1,16 @@
 """Run a ladder of training runs: plan it, spread it over the devices of this machine or of a hostfile, resume it."""
 
 import argparse
+import subprocess
 import sys
 from pathlib import Path
 
 from configs.reader import ConfigError, dump_yaml
 from data.config import DataError
+from scaling.bands import LEAST_RUNGS
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
-from train.runstate import read_states
+from train.runstate import complete_record, read_states
 from train.scheduler import end_of_log, run_sweep
 from train.slots import as_if, find_devices, require_devices
 from train.stored import require_unchanged
@@ -70,7 +72,7 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
         print(f"note: there are {devices} here; the plan is for {planned_for}")
     if options.dry_run:
         return 0
-    outcome = run_sweep(plan, lambda: _prepare(sweep))
+    outcome = run_sweep(plan, lambda: _prepare(sweep), completed=lambda: _renew_bands(sweep))
     show_table(result_table(sweep.runs, outcome.states))
     if outcome.failures:
         print(f"{len(outcome.failures)} of {len(sweep.runs)} runs failed:", file=sys.stderr)
@@ -79,6 +81,14 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
         print("stopped; the same command continues", file=sys.stderr)
         return 128 + outcome.interrupted_by
     return 1 if outcome.failures else 0
+
+
+def _renew_bands(sweep: Sweep) -> None:
+    """Let the finished runs predict the loss curves of the others, in a process that training does not wait for."""
+    complete = sum(complete_record(run.directory) is not None for run in sweep.runs)
+    if LEAST_RUNGS <= complete < len(sweep.runs):
+        command = [sys.executable, str(Path(__file__).with_name("band.py")), str(sweep.config.directory)]
+        subprocess.Popen(["nice", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _prepare(sweep: Sweep) -> None:

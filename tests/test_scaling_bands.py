@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
+from configs.reader import dump_yaml
+from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS, WINDOW, Band, band, course, stages
 from scaling.estimate import FitError
 from scaling.traces import Curve
+from train.config import load_run
 from train.monitor import Monitor
 
 SIZES, BUDGETS = (3e4, 1e5, 3e5, 1e6), (1e6, 3e6)
@@ -38,7 +43,7 @@ def follow(curve: Curve, expected: Band, tmp_path) -> list[str]:
         )
     )
     monitor = Monitor(tmp_path / "band.json", int(curve.step[-1]))
-    said = [monitor.follow(int(step), float(loss))[1] for step, loss in zip(curve.step, curve.loss, strict=True)]
+    said = [monitor.follow(round(step), float(loss))[1] for step, loss in zip(curve.step, curve.loss, strict=True)]
     return [sentence for sentence in said if sentence]
 
 
@@ -106,7 +111,7 @@ def test_monitor_smooths_as_bands_do(tmp_path) -> None:
     run = simulated(1e6, 3e6, 0.05, 5)
     follow(run, expected, tmp_path)
     monitor = Monitor(tmp_path / "band.json", 400)
-    logged = {int(s): monitor.follow(int(s), float(v))[0] for s, v in zip(run.step, run.loss, strict=True)}
+    logged = {round(s): monitor.follow(round(s), float(v))[0] for s, v in zip(run.step, run.loss, strict=True)}
     for step in (60, 120, 400):
         smooth = course(run.tokens / 3e6, run.loss, np.array([step / 400]))[0]
         assert logged[step]["loss_smooth"] == pytest.approx(smooth)
@@ -130,3 +135,30 @@ def test_a_band_may_appear_change_and_be_torn_while_a_run_trains(tmp_path) -> No
 def test_too_few_rungs_are_said() -> None:
     with pytest.raises(FitError, match=f"at least {LEAST_RUNGS} finished runs"):
         band(ladder()[: LEAST_RUNGS - 1], 1e6, 1e6)
+
+
+def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -> None:
+    shapes = ["tiny-1k", "tiny-3k", "tiny-6k", "tiny-14k", "tiny-25k", "tiny-55k"]
+    for i, size in enumerate([*shapes, "tiny-98k"]):
+        run = load_run(ROOT / "configs/runs/tiny.yaml", [f"--model.size={size}", "--log_every=1"])
+        N, D = float(count_parameters(run.model).total), float(run.tokens)
+        folder = tmp_path / size
+        folder.mkdir()
+        (folder / "config.yaml").write_text(dump_yaml(run))
+        curve = simulated(N, D, 0.01, i, rows=run.steps)
+        rows = zip(curve.step, curve.tokens, curve.loss, strict=True)
+        lines = [json.dumps({"step": round(s), "tokens": t, "loss": v}) for s, t, v in rows]
+        (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+        if size != "tiny-98k":
+            (folder / "record.json").write_text(json.dumps({"complete": True, "tainted": False, "N": N, "D": D}))
+    script = runpy.run_path(str(ROOT / "scripts/band.py"))
+    assert script["main"]([str(tmp_path)]) == 0
+    assert "bands for 1 of 1 unfinished runs" in capsys.readouterr().out
+    found = json.loads((tmp_path / "tiny-98k/band.json").read_text())
+    y = course(curve.tokens / D, curve.loss, np.array(found["progress"]))
+    assert ((np.array(found["low"]) <= y) & (y <= np.array(found["high"]))).all()
+    assert not (tmp_path / "tiny-25k/band.json").exists()
+
+    (tmp_path / "tiny-25k/record.json").write_text(json.dumps({"complete": True, "tainted": True}))
+    assert script["main"]([str(tmp_path)]) == 2
+    assert f"at least {LEAST_RUNGS} finished runs" in capsys.readouterr().err

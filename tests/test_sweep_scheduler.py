@@ -85,6 +85,13 @@ def test_all_complete_then_nothing_to_do(tmp_path):
     assert len(launches(sweep)) == 3
 
 
+def test_every_completion_is_told(tmp_path):
+    sweep, told = make_sweep(tmp_path), []
+    plan = make_plan(sweep, Devices("cpu", {"localhost": (0, 1)}))
+    run_sweep(plan, lambda: None, fake_command({"tiny-3k": "crash"}), lambda: told.append(len(told)))
+    assert told == [0, 1]
+
+
 def test_stored_configuration_is_the_whole_run(tmp_path):
     from train.config import load_run
 

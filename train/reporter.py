@@ -10,6 +10,7 @@ from typing import Any
 from train.config import RunConfig
 from train.files import write_json
 from train.metrics import MetricsLog
+from train.monitor import BAND, Monitor
 from train.record import make_record, peak_flops
 from train.spikes import Kind, Verdict
 from train.topology import Topology
@@ -35,6 +36,10 @@ class Reporter:
         # Time goes on from where the checkpoint was written; what was lost after it does not count.
         earlier = [row.get("seconds", 0.0) for row in self.metrics.rows if row["step"] <= first_step]
         self.started = time.perf_counter() - max(earlier, default=0.0)
+        self.monitor = Monitor(self.run_dir / BAND, self.run.steps)
+        for row in self.metrics.rows:
+            if row["step"] <= first_step and row["loss"] is not None:
+                self.monitor.follow(row["step"], row["loss"])
         if attempt > 1:
             print(f"attempt {attempt} begins after step {first_step}", flush=True)
 
@@ -64,8 +69,15 @@ class Reporter:
             row["mfu"] = achieved / self.peak if self.peak else None
         if val_loss is not None:
             row["val_loss"] = val_loss
+        expected, alert = self.monitor.follow(done, loss)
+        row |= expected
+        if alert is not None:
+            row["alert"] = alert
+            print(f"step {done}  {alert}", flush=True)
         if self.metrics.write(row):
             self.tracker.log(row)
+            if alert is not None:
+                self.tracker.alert(f"loss outside its band at step {done}", alert)
         if self.progress is not None:
             self.progress.show(row)
         else:

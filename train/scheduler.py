@@ -81,7 +81,12 @@ class _Interrupts:
         return len(self.received) > 1
 
 
-def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None = None) -> Outcome:
+def run_sweep(
+    plan: Plan,
+    prepare: Callable[[], None],
+    command: Command | None = None,
+    completed: Callable[[], None] = lambda: None,
+) -> Outcome:
     """Run what is not complete, the longest first; return when every run has ended.
 
     A run that fails leaves the others alone. SIGINT, SIGTERM and SIGHUP end all of them, a second one at once; if this
@@ -91,6 +96,7 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
         plan: the runs, their expected durations and the devices.
         prepare: called once before the first run is launched, when there is one to launch; makes the corpora.
         command: how a worker is launched; by the `deepspeed` launcher if it is None.
+        completed: called whenever a run has become complete; must return at once.
 
     Raises:
         ConfigError: when a run was begun under another configuration; nothing has been started then.
@@ -115,7 +121,7 @@ def run_sweep(plan: Plan, prepare: Callable[[], None], command: Command | None =
         guard = start_guard(directory, sweep.config.grace_seconds)
         try:
             with _interrupts() as interrupts, Progress(plan) as progress:
-                scheduler = _Scheduler(plan, command, progress, interrupts)
+                scheduler = _Scheduler(plan, command, completed, progress, interrupts)
                 return scheduler.run(waiting)
         finally:
             guard.communicate()  # closes its input; it finds nothing to end
@@ -147,8 +153,16 @@ def _interrupts() -> Iterator[_Interrupts]:
 
 
 class _Scheduler:
-    def __init__(self, plan: Plan, command: Command, progress: Progress, interrupts: _Interrupts) -> None:
-        self.plan, self.command, self.progress, self.interrupts = plan, command, progress, interrupts
+    def __init__(
+        self,
+        plan: Plan,
+        command: Command,
+        completed: Callable[[], None],
+        progress: Progress,
+        interrupts: _Interrupts,
+    ) -> None:
+        self.plan, self.command, self.completed = plan, command, completed
+        self.progress, self.interrupts = progress, interrupts
         self.config = plan.sweep.config
         self.pool = Pool(plan.devices)
         self.workers: list[Worker] = []
@@ -236,6 +250,7 @@ class _Scheduler:
         if record is not None:
             note_event(self.config.directory, run.name, "complete", seconds=seconds)
             self.progress.say(f"{run.name}: complete, val_loss {record.get('val_loss', float('nan')):.4f}")
+            self.completed()
             return True
         lines = last_meaningful_lines(run.directory / "log.txt", attempt.log_start)
         reason = _reason(code)
