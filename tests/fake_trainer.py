@@ -11,7 +11,9 @@ import sys
 import time
 from pathlib import Path
 
+from train.config import WatchConfig
 from train.handover import handed_over, report_done
+from train.heartbeat import Heart
 
 
 def log_step(directory: Path, step: int) -> None:
@@ -57,6 +59,14 @@ def train(directory: Path, behaviour: str) -> int:
     if behaviour == "input":
         print("pretrain.py: a mistake in the input", file=sys.stderr)
         return 2
+    if behaviour == "memory":
+        print("out of memory: [enforce fail at alloc_cpu.cpp:120]", file=sys.stderr)
+        return 8
+    if behaviour == "hang-once" and not (directory / "hung").exists():
+        (directory / "hung").touch()
+        with Heart(directory, 0, WatchConfig(step_seconds=1.0, slow_seconds=1.0)) as heart:
+            heart.begin_step(7)
+            os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "crash-once" and not (directory / "crashed").exists():

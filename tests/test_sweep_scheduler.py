@@ -161,6 +161,10 @@ def test_workers_make_room_for_a_run_of_another_size(tmp_path):
     [
         ("crash", "exit status 1: ValueError: the sky fell"),
         ("killed", "killed by SIGKILL"),
+        (
+            "memory",
+            "exit status 8, the device or the machine has too little memory for the run: out of memory",
+        ),
         ("orphan", "exit status is 0 but record.json is not complete"),
         ("nothing", "record.json is not complete"),
     ],
@@ -172,6 +176,18 @@ def test_failure_leaves_siblings_alone(tmp_path, behaviour, reason):
     assert reason in outcome.failures[0].reason
     states = {name: state.state for name, state in outcome.states.items()}
     assert states == {"tiny-1k-640tok": "complete", "tiny-3k-640tok": "failed", "tiny-6k-640tok": "complete"}
+    assert not processes_of(sweep.config.directory)
+
+
+def test_hung_run_is_killed_and_launched_again(tmp_path):
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1")
+    begin = time.monotonic()
+    outcome = go(sweep, {"tiny-3k": "hang-once"})
+    assert time.monotonic() - begin < 60
+    assert {state.state for state in outcome.states.values()} == {"complete"}
+    (failed,) = [event for event in read_events(sweep.config.directory) if event["event"] == "failed"]
+    said = r"hung: rank 0 \(.*, process \d+, stopped\) has been training after step 7 for over 1 s"
+    assert re.fullmatch(said, failed["reason"])
     assert not processes_of(sweep.config.directory)
 
 

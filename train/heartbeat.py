@@ -8,8 +8,10 @@ import contextlib
 import json
 import math
 import os
+import shutil
 import socket
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
@@ -57,7 +59,7 @@ class Heart:
     def __init__(self, run_dir: Path, rank: int, config: WatchConfig) -> None:
         """Begin with the phase `starting`."""
         self._rank, self._config = rank, config
-        self._path = beats_of(run_dir) / f"rank-{rank}.json"
+        self._path = _beat_file(run_dir, rank)
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("wb")
         self._host = socket.gethostname()
@@ -111,16 +113,21 @@ class Listener:
     together, nobody hung.
     """
 
-    def __init__(self, run_dir: Path, ranks: int) -> None:
-        """Listen to ranks 0 to `ranks` - 1 of the run in `run_dir`; files of others are left from another launch."""
-        self._paths = [beats_of(run_dir) / f"rank-{rank}.json" for rank in range(ranks)]
+    def __init__(self, run_dir: Path, ranks: Iterable[int]) -> None:
+        """Listen to some ranks of the run in `run_dir`."""
+        self._paths = [_beat_file(run_dir, rank) for rank in ranks]
         self._heard: dict[Path, bytes] = {}
         self._silent: dict[Path, float] = {}
-        self._last = time.monotonic()
+        self._last = -math.inf
 
     def overdue(self, patience: float = 0.0) -> list[Beat]:
-        """Return the last words of the ranks that are overdue by more than `patience` seconds; call it often."""
+        """Return the last words of the ranks that are overdue by more than `patience` seconds.
+
+        Call it often; it looks at most once a second, and says nothing in between.
+        """
         now = time.monotonic()
+        if now - self._last < 1.0:
+            return []
         passed, self._last = min(now - self._last, 5.0), now
         found = []
         for path in self._paths:
@@ -134,13 +141,21 @@ class Listener:
         return found
 
 
-def beats_of(run_dir: Path) -> Path:
-    """Return the folder of a run's heartbeats."""
-    return run_dir / _FOLDER
+def _beat_file(run_dir: Path, rank: int) -> Path:
+    return run_dir / _FOLDER / f"rank-{rank}.json"
 
 
-def describe(overdue: list[Beat]) -> str:
-    """Say which ranks are silent: those that are furthest behind, since the others may only wait for them."""
-    behind = [beat for beat in overdue if beat.step == min(each.step for each in overdue)]
-    more = f" and {len(overdue) - 4} more" if len(overdue) > 4 else ""
+def forget_beats(run_dir: Path) -> None:
+    """Remove what the ranks of an earlier launch have said; none may be alive."""
+    shutil.rmtree(run_dir / _FOLDER, ignore_errors=True)
+
+
+def hung_ranks(run_dir: Path, ranks: int) -> str:
+    """Say which of the `ranks` of a run that hangs are furthest behind: the others may only wait for them."""
+    beats = []
+    for rank in range(ranks):
+        with contextlib.suppress(OSError, ValueError, TypeError):
+            beats.append(Beat(**json.loads(_beat_file(run_dir, rank).read_bytes())))
+    behind = [beat for beat in beats if beat.step == min(each.step for each in beats)]
+    more = f"; and {len(behind) - 4} more" if len(behind) > 4 else ""
     return "hung: " + "; ".join(map(str, behind[:4])) + more

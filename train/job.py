@@ -59,7 +59,7 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
         stack.enter_context(known_failures(run, topology.data_parallel))
         connect(topology, run.watch.slow_seconds)
         require_one_run(run_dir, topology)
-        stack.enter_context(watch_ranks(run_dir, topology.world_size))
+        stack.enter_context(watch_ranks(run_dir, topology.rank, topology.world_size))
         # Importing deepspeed takes seconds; the mistakes above are told before.
         from train.agreement import require_agreement
         from train.loop import train

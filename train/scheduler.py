@@ -15,6 +15,7 @@ from typing import Any
 
 from train.display import Progress
 from train.files import only_process, require_writable
+from train.heartbeat import Listener, forget_beats, hung_ranks
 from train.journal import last_failures, last_meaningful_lines, note_event
 from train.launcher import Worker, deepspeed_program, launch_command, start_worker
 from train.plan import Plan
@@ -22,7 +23,7 @@ from train.ports import reserve_port
 from train.processes import processes_of, start_guard, stop
 from train.runstate import RunState, complete_record, read_state
 from train.slots import Pool, Slot
-from train.status import HOPELESS
+from train.status import HOPELESS, MEANING, Status
 from train.stored import require_unchanged, store_config
 from train.sweep import Run
 
@@ -66,6 +67,8 @@ class _Attempt:
     """Where its part of log.txt begins, in bytes."""
     launcher_log_start: int
     """Where its part of the worker's log begins, in bytes."""
+    listener: Listener
+    """Hears its ranks."""
 
 
 @dataclass
@@ -221,7 +224,9 @@ class _Scheduler:
             log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {launched}\n".encode())
             log.flush()
             start = log.tell()
-        self.running[worker] = _Attempt(run, number, time.monotonic(), start, worker.log.stat().st_size)
+        forget_beats(run.directory)
+        listener = Listener(run.directory, range(run.devices))
+        self.running[worker] = _Attempt(run, number, time.monotonic(), start, worker.log.stat().st_size, listener)
         worker.hand_over(run.directory)
         details = {"attempt": number, "port": worker.port.number, "pid": worker.process.pid, "warm": worker.handed > 1}
         note_event(self.config.directory, run.name, "started", **details)
@@ -230,6 +235,7 @@ class _Scheduler:
 
     def _look_after(self, worker: Worker) -> Run | None:
         """Account for what a worker has come to since the last time; return a run to launch again."""
+        hung = self._end_if_hung(worker)
         code = worker.process.poll()  # before the next line, lest a run's end and its worker's fall between them
         attempt = self.running.get(worker) if code is not None or worker.is_done() else None
         record = complete_record(attempt.run.directory) if attempt is not None else None
@@ -242,9 +248,19 @@ class _Scheduler:
         if attempt is None:
             return None
         self.running.pop(worker, None)
-        return None if self._account(attempt, record, code or 0) else attempt.run
+        return None if self._account(attempt, record, code or 0, hung) else attempt.run
 
-    def _account(self, attempt: _Attempt, record: dict[str, Any] | None, code: int) -> bool:
+    def _end_if_hung(self, worker: Worker) -> str:
+        """Kill a worker one of whose ranks is silent for too long, and say which; nobody else would end it."""
+        attempt = self.running.get(worker)
+        if attempt is None or not attempt.listener.overdue():
+            return ""
+        reason = hung_ranks(attempt.run.directory, attempt.run.devices)
+        stop(worker.directory, min(5.0, self.config.grace_seconds), self.interrupts.repeated)
+        worker.process.wait()
+        return reason
+
+    def _account(self, attempt: _Attempt, record: dict[str, Any] | None, code: int, hung: str) -> bool:
         """Tell how an attempt ended; return whether that was the last at this run."""
         run, seconds = attempt.run, round(time.monotonic() - attempt.started, 1)
         if record is not None:
@@ -253,8 +269,8 @@ class _Scheduler:
             self.completed()
             return True
         lines = last_meaningful_lines(run.directory / "log.txt", attempt.log_start)
-        reason = _reason(code)
-        reason += f": {lines[-1]}" if code > 0 and lines else ""
+        reason = hung or _reason(code)
+        reason += f": {lines[-1]}" if code > 0 and lines and not hung else ""
         note_event(self.config.directory, run.name, "failed", code=code, reason=reason, seconds=seconds)
         again = code not in HOPELESS and attempt.number <= self.config.retries
         self.progress.say(f"{run.name}: failed, {reason}" + ("; launching it again" if again else ""))
@@ -303,6 +319,8 @@ def _reason(code: int) -> str:
         return "the launcher was killed or ended early: its exit status is 0 but record.json is not complete"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
+    if code in MEANING and code != Status.CRASHED:
+        return f"exit status {code}, {MEANING[Status(code)]}"
     return f"exit status {code}"
 
 

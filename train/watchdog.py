@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from train.heartbeat import Listener, describe
+from train.heartbeat import Listener, hung_ranks
 from train.status import Status
 
 _SECONDS = 1.0
@@ -60,15 +60,19 @@ def _is_alive(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def watch_ranks(run_dir: Path, ranks: int) -> Iterator[None]:
-    """End this process with `Status.HUNG` when a rank of the run, itself included, is overdue."""
+def watch_ranks(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
+    """End this process, `rank` of `ranks`, with `Status.HUNG` when it or the next rank is overdue.
+
+    The next one suffices, and many ranks that read all files would be a burden: whichever rank hangs has a neighbour
+    that notices, and the launcher ends the others.
+    """
     ended = threading.Event()
 
     def watch() -> None:
-        listener = Listener(run_dir, ranks)
+        listener = Listener(run_dir, {rank, (rank + 1) % ranks})
         while not ended.wait(_SECONDS):
-            if overdue := listener.overdue(_AFTER_THE_SWEEP):
-                print(describe(overdue), file=sys.stderr, flush=True)
+            if listener.overdue(_AFTER_THE_SWEEP):
+                print(hung_ranks(run_dir, ranks), file=sys.stderr, flush=True)
                 os._exit(Status.HUNG)
 
     threading.Thread(target=watch, name="rank watchdog", daemon=True).start()
