@@ -15,7 +15,7 @@ from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, 
 from train.files import only_process, require_writable
 from train.jit_locks import clear_stale_locks
 from train.runstate import checkpoint_step
-from train.status import Status
+from train.status import MEANING, Status
 
 GPUS = torch.cuda.device_count()
 CURVE = ("step", "tokens", "loss", "grad_norm", "lr")
@@ -201,3 +201,9 @@ def test_lock_of_a_killed_compilation_is_cleared(tmp_path: Path) -> None:
     with (tmp_path / "alive/lock").open():
         assert clear_stale_locks(tmp_path) == [tmp_path / "killed/lock"]
     assert (tmp_path / "alive/lock").exists()
+
+
+def test_readme_explains_every_status() -> None:
+    text = (ROOT / "README.md").read_text()
+    for status in Status:
+        assert f"\n| {status} | {MEANING[status]}" in text
