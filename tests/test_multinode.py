@@ -2,10 +2,12 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -222,10 +224,10 @@ def test_a_sweep_over_ssh(cluster: Path, small_run: Path, tmp_path: Path) -> Non
 # ----------------------------------------------------------------------------------------------- machines that disagree
 
 
-def disagreement(monkeypatch: pytest.MonkeyPatch, *views: dict[str, Any]) -> list[str]:
-    """Let a thread for each rank call `require_agreement`, and return what each was told."""
-    gathered: list[Any] = [None] * len(views)
-    barrier = threading.Barrier(len(views), timeout=60)
+def meet(monkeypatch: pytest.MonkeyPatch, *acts: Callable[[Topology], None]) -> list[str]:
+    """Let a thread play each rank, connected with the others, and return what each was told."""
+    gathered: list[Any] = [None] * len(acts)
+    barrier = threading.Barrier(len(acts), timeout=60)
 
     def gather(value: Any, topology: Topology) -> list[Any]:
         barrier.wait()
@@ -235,19 +237,32 @@ def disagreement(monkeypatch: pytest.MonkeyPatch, *views: dict[str, Any]) -> lis
 
     def play(rank: int) -> None:
         try:
-            arguments = {"ds_config": {}, "patience": 0.5} | views[rank]
-            agreement.require_agreement(topology=Topology(rank, len(views), 0, 1), **arguments)
+            acts[rank](Topology(rank, len(acts), 0, 1))
         except ValueError as error:
             told[rank] = str(error)
 
     monkeypatch.setattr(agreement, "_gather", gather)
-    told = [""] * len(views)
-    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(len(views))]
+    told = [""] * len(acts)
+    threads = [threading.Thread(target=play, args=(rank,)) for rank in range(len(acts))]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     return told
+
+
+def disagreement(monkeypatch: pytest.MonkeyPatch, *views: dict[str, Any]) -> list[str]:
+    """Let ranks with these arguments compare what they see, and return what each was told."""
+    defaults = {"ds_config": {}, "patience": 0.5}
+    acts = (partial(agreement.require_agreement, **(defaults | view)) for view in views)
+    return meet(monkeypatch, *(lambda topology, act=act: act(topology=topology) for act in acts))
+
+
+def test_a_mistake_on_one_machine_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    fine, wrong = (partial(agreement.exchange_mistakes, mistake) for mistake in (None, "no such file"))
+    assert meet(monkeypatch, fine, fine) == ["", ""]
+    told = meet(monkeypatch, fine, wrong, wrong)
+    assert told == [f"{socket.gethostname()} (rank 1): no such file"] * 3
 
 
 def test_machines_that_differ_are_named(small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,24 @@ from train.topology import Topology
 _ROOT = Path(__file__).resolve().parent.parent
 
 
+def exchange_mistakes(mine: str | None, topology: Topology) -> None:
+    """Tell all processes a mistake that this one found before it was connected, or hear theirs.
+
+    A process that just ended would leave those of other machines waiting for it.
+
+    Raises:
+        ValueError: on every process, when any has found one.
+    """
+    if topology.world_size == 1:
+        return
+    found: dict[str, str] = {}
+    for rank, (host, mistake) in enumerate(_gather((socket.gethostname(), mine), topology)):
+        if mistake is not None:
+            found.setdefault(mistake, f"{host} (rank {rank})")
+    if found:
+        raise ValueError("\n".join(f"{where}: {mistake}" for mistake, where in found.items()))
+
+
 def require_agreement(
     run: RunConfig,
     ds_config: Mapping[str, Any],

@@ -4,6 +4,8 @@ import json
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from configs.reader import ConfigError, Problem, dump_yaml
 from data.prepare import prepare
 from data.shards import Corpus, open_corpus
@@ -14,6 +16,7 @@ from train.files import only_process, write_atomic
 from train.handshake import require_one_run
 from train.heartbeat import Heart
 from train.jit_locks import clear_stale_locks
+from train.status import MISTAKES
 from train.stored import changed_keys
 from train.topology import Topology, connect, launched_topology
 from train.watchdog import watch_ranks
@@ -36,6 +39,15 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
         DataError: when text, a tokenizer or a prepared corpus cannot be used.
     """
     topology = launched_topology(run.parallel.pipeline_stages)
+    try:
+        return _run_job(run, run_dir, source, user_ds_config, topology)
+    except MISTAKES as error:
+        if topology.several_machines and not torch.distributed.is_initialized():
+            _tell_other_machines(str(error), run, run_dir, topology)
+        raise
+
+
+def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None, topology: Topology) -> int:
     problem = batch_problem(run, topology.data_parallel)
     if problem:
         raise ConfigError([Problem(source, "", problem)])
@@ -61,12 +73,22 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
         require_one_run(run_dir, topology)
         stack.enter_context(watch_ranks(run_dir, topology.rank, topology.world_size))
         # Importing deepspeed takes seconds; the mistakes above are told before.
-        from train.agreement import require_agreement
+        from train.agreement import exchange_mistakes, require_agreement
         from train.loop import train
 
+        exchange_mistakes(None, topology)
         require_agreement(run, ds_config, corpus, run_dir, topology)
         train(run, run_dir, corpus, topology, ds_config, heart)
     return 0
+
+
+def _tell_other_machines(mistake: str, run: RunConfig, run_dir: Path, topology: Topology) -> None:
+    """Join the processes that found no mistake and wait for this one, and end with them."""
+    connect(topology, run.watch.slow_seconds)
+    require_one_run(run_dir, topology)
+    from train.agreement import exchange_mistakes
+
+    exchange_mistakes(mistake, topology)
 
 
 def _open_corpus(run: RunConfig, topology: Topology, source: str) -> Corpus:

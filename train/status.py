@@ -47,10 +47,11 @@ class RunEnded(RuntimeError):
 
     status = Status.CRASHED
     told_by_all = False
-    """Whether each rank says it; otherwise rank 0 alone, since all know the same."""
+    """Whether each rank says it; otherwise the first of each machine, since all know the same."""
 
 
-_MISTAKES = (ConfigError, ValueError, FileNotFoundError, PermissionError, BlockingIOError)
+MISTAKES = (ConfigError, ValueError, FileNotFoundError, PermissionError, BlockingIOError)
+"""What is raised for a mistake in the input."""
 
 
 def exit_status(action: Callable[[], int]) -> int:
@@ -59,7 +60,7 @@ def exit_status(action: Callable[[], int]) -> int:
         return action()
     except RunEnded as error:
         return complain(str(error), error.status, error.told_by_all)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         return complain(str(error), Status.USER_ERROR)
     except KeyboardInterrupt:
         message = "interrupted; the same command continues from the newest checkpoint"
@@ -67,7 +68,7 @@ def exit_status(action: Callable[[], int]) -> int:
 
 
 def complain(message: str, status: Status, told_by_all: bool = False) -> int:
-    """Print `message`, once although all ranks find the same mistake, and return `status`."""
-    if told_by_all or os.environ.get("RANK", "0") == "0":
+    """Print `message`, once on each machine although all ranks find the same mistake, and return `status`."""
+    if told_by_all or os.environ.get("LOCAL_RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)
     return int(status)

@@ -8,6 +8,7 @@ from datetime import timedelta
 import torch
 
 from train.slurm import rank_environment
+from train.status import RunEnded
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,19 @@ class Topology:
         return self.rank == 0
 
     @property
+    def several_machines(self) -> bool:
+        """True when the launcher or torchrun says that it has started only some of the processes on this machine."""
+        here = os.environ.get("LOCAL_SIZE") or os.environ.get("LOCAL_WORLD_SIZE") or self.world_size
+        return int(here) < self.world_size
+
+    @property
     def device(self) -> torch.device:
         """The device of this process."""
         return torch.device("cuda", self.local_rank) if uses_gpu() else torch.device("cpu")
+
+
+class NotAllCame(RunEnded):
+    """Some process of the run did not join the others."""
 
 
 def uses_gpu() -> bool:
@@ -81,6 +92,7 @@ def connect(topology: Topology, timeout: float = 1800.0) -> None:
 
     Raises:
         ValueError: when another program listens on the port.
+        NotAllCame: when some process did not join within `timeout`.
     """
     if torch.distributed.is_initialized():
         return
@@ -98,10 +110,14 @@ def connect(topology: Topology, timeout: float = 1800.0) -> None:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     try:
         deepspeed.init_distributed(verbose=False, timeout=timedelta(seconds=timeout))
-    except torch.distributed.DistNetworkError as error:
+    except (torch.distributed.DistNetworkError, torch.distributed.DistStoreError) as error:
+        address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
         if "EADDRINUSE" not in str(error):
-            raise
-        port = os.environ["MASTER_PORT"]
+            raise NotAllCame(
+                f"the {topology.world_size} processes of this run did not all meet at {address}:{port} within "
+                f"{timeout:.0f} s; has each machine been launched, with this address, port and hostfile, and does its "
+                f"own output name a mistake? ({str(error).splitlines()[0]})"
+            ) from None
         raise ValueError(
             f"port {port} is in use, by another run on this machine perhaps; launch with another one: "
             f"deepspeed --master_port {int(port) + 1} ..."
