@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from conftest import ROOT, free_port, read_record, read_rows, run_ranks
 from configs.reader import ConfigError
 from train import agreement, slurm
 from train.config import load_run
+from train.processes import MARK, stop
 from train.slots import Devices, Slot, find_devices
 from train.sweep import SweepConfig
 from train.topology import Topology
@@ -286,3 +288,26 @@ def test_machines_that_differ_are_named(small_run: Path, tmp_path: Path, monkeyp
     monkeypatch.setattr(agreement, "_code_hash", lambda: threading.current_thread().name)
     told, _ = disagreement(monkeypatch, first, first)
     assert "(rank 1): the code is" in told
+
+
+# --------------------------------------------------------------------------------------------------- asking them to end
+
+
+def test_every_worker_of_a_sweep_is_asked_to_end(tmp_path: Path) -> None:
+    """One with ranks on this machine, whose launcher is left alone; one with a launcher only; and one behind srun."""
+    listen = "import signal, sys\nsignal.signal(int(sys.argv[1]), lambda *_: sys.exit(5))\n"
+    listen += "print(flush=True)\nsignal.pause()\n"
+    srun = tmp_path / "srun"  # the name of the process
+    srun.write_text(f"#!{sys.executable}\n{listen}")
+    srun.chmod(0o755)
+    python = [sys.executable, "-c", listen]
+    asked = [("near", {"RANK": "0"}, [*python, "15"]), ("far", {}, [*python, "15"]), ("slurm", {}, [srun, "10"])]
+    processes = []
+    for worker, variables, command in [*asked, ("near", {}, [*python, "15"])]:
+        environment = os.environ | variables | {MARK: str(tmp_path / worker)}
+        processes.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE))
+    for process in processes:
+        assert process.stdout is not None
+        process.stdout.readline()
+    assert stop(tmp_path, grace=1.0) == 4
+    assert [process.wait() for process in processes] == [5, 5, 5, -signal.SIGKILL]

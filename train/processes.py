@@ -42,14 +42,17 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
     """End all processes of the worker in `directory`, or of all workers inside it; return how many there were.
 
     All training processes are asked at the same moment (SIGTERM), because they can only save together; the launcher
-    would ask them one after another, and ends by itself when they have. Where the training processes are on other
+    would ask them one after another, and ends by itself when they have. Where a worker's are all on other
     machines, the launcher here is asked, and asks them over ssh or through Slurm. What is left on this machine after
     `grace` seconds, or as soon as `hurry()` is true, is killed.
     """
-    found = processes_of(directory)
-    ranks = [process for process in found if _is_rank(process)]
-    for process in ranks or found:
-        _signal(partial(_ask, process))
+    workers: dict[Path, list[psutil.Process]] = {}
+    for process, worker in marked_processes():
+        if directory.resolve() in (worker, worker.parent):
+            workers.setdefault(worker, []).append(process)
+    for found in workers.values():
+        for process in [process for process in found if _is_rank(process)] or found:
+            _signal(partial(_ask, process))
     deadline = time.monotonic() + grace
     while (left := processes_of(directory)) and time.monotonic() < deadline and not hurry():
         time.sleep(0.05)
@@ -59,7 +62,7 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
             _signal(process.kill)
         time.sleep(0.05)
         left = processes_of(directory)
-    return len(found)
+    return sum(map(len, workers.values()))
 
 
 def _ask(process: psutil.Process) -> None:
