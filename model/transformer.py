@@ -79,7 +79,7 @@ class Attention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_head = config.n_head
+        self.d_head = config.d_head
         self.theta = config.rope_theta if config.positions == "rope" else None
         self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out = Linear(config.d_model, config.d_model, bias=config.bias)
@@ -88,14 +88,15 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Mix each position with those before it; (B, T, D) to (B, T, D)."""
-        B, T, D = x_BTD.shape
-        q, k, v = self.qkv(x_BTD).view(B, T, 3, self.n_head, D // self.n_head).permute(2, 0, 3, 1, 4)
+        B, T, _ = x_BTD.shape
+        # H is what is here: under tensor parallelism a share of the heads.
+        q, k, v = self.qkv(x_BTD).view(B, T, 3, -1, self.d_head).permute(2, 0, 3, 1, 4)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.theta is not None:
             q, k = rotate(q, self.theta), rotate(k, self.theta)
         mixed_BHTK = causal_attention(q, k, v)
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):

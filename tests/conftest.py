@@ -127,8 +127,12 @@ class Ranks:
 
     def finish(self, timeout: float = 240) -> tuple[int, str]:
         """Wait for all; return the largest exit status and the joined output."""
-        with ThreadPoolExecutor(len(self.processes)) as readers:  # all at once: a full pipe would stop a process
-            outputs = list(readers.map(lambda process: process.communicate(timeout=timeout)[0], self.processes))
+        try:
+            with ThreadPoolExecutor(len(self.processes)) as readers:  # all at once: a full pipe would stop a process
+                outputs = list(readers.map(lambda process: process.communicate(timeout=timeout)[0], self.processes))
+        finally:
+            for process in self.processes:
+                process.kill()  # nothing where it has ended
         return max(abs(process.returncode) for process in self.processes), "\n".join(outputs)
 
 

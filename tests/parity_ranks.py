@@ -54,7 +54,7 @@ class Result:
 
 def run_case(case: Case, run: RunConfig, corpus: Corpus) -> Result:
     """Train; the gradients are on the first rank only."""
-    topology = launched_topology(run.parallel.pipeline_stages)
+    topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
     before = tensor_bytes(), process_groups()
     torch.manual_seed(run.seed)
     ds_config = merge_user_config(run, derive(run, topology.data_parallel), case.ds_json, "ds.json")
@@ -114,8 +114,16 @@ def first_moment(engine: Any, parameter: nn.Parameter) -> Tensor:
     from deepspeed.utils import safe_get_full_optimizer_state
 
     if isinstance(engine.optimizer, torch.optim.Optimizer):  # plain fp32: nothing wrapped around it
-        return engine.optimizer.state[parameter]["exp_avg"]
-    return safe_get_full_optimizer_state(parameter, "exp_avg").clone()
+        moment = engine.optimizer.state[parameter]["exp_avg"]
+    else:
+        moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return moment.clone()
+    # DeepSpeed can put a matrix together that lies in parts on tensor-parallel ranks, but only a parameter's own.
+    weights, parameter.data = parameter.data, moment
+    parameter.gather_params([parameter])
+    whole, parameter.data = parameter.data, weights
+    return whole
 
 
 def main(config: Path, cases_path: Path, results_path: Path) -> None:

@@ -175,7 +175,7 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
         ("axes: {seed: [1]}", ["--sead=2"], "command line: sead: unknown key; did you mean 'seed'?"),
         ("axes: {seed: [1]}", ["--model.n_head=3"], "model.n_head: 3 does not divide d_model=32; nearest is 2"),
         ("devices_per_run: 3", [], "train.global_batch: 8 does not divide over 3 data-parallel ranks; nearest is 9"),
-        ("devices_per_run: 3", ["--parallel.pipeline_stages=2"], "3 does not divide into pipelines of 2 stages"),
+        ("devices_per_run: 3", ["--parallel.pipeline_stages=2"], "3 does not divide into replicas of 2 devices"),
         ("points: [{devices_per_run: two}]", [], "devices_per_run: 'two' is not a whole number above 0"),
         ("retries: -1", [], "retries: -1 must not be negative"),
         ("lr: {reference: 1}", [], "lr.d_model: is required and missing"),

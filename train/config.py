@@ -1,5 +1,6 @@
 """What a training run is. One YAML file, read into one `RunConfig`, decides everything about a run."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +30,8 @@ class TrainConfig:
     """Compile the blocks and the loss with torch.compile."""
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the rest in the backward pass."""
+    gradient_dtype: Literal["fp32", "bf16"] = "fp32"
+    """What gradients add up in over micro-batches when `precision` is bf16: sums in bf16 lose their small terms."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot run."""
@@ -101,23 +104,48 @@ class ScheduleConfig:
 
 @config
 class ParallelConfig:
-    """How a run is spread over devices. Data parallelism is what is left: devices / pipeline_stages."""
+    """How a run is spread over devices. Data parallelism is what is left: devices / devices_per_replica."""
 
     pipeline_stages: int = 1
     """Consecutive groups of layers on devices of their own (PP)."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
-    """ZeRO stage (Rajbhandari et al. 2020); null: 0 for plain fp32, 1 in bf16, fp16 and under the pipeline."""
+    """ZeRO stage (Rajbhandari et al. 2020); null: 0 for plain fp32 on whole models, else 1."""
+    tensor_parallel: int = 1
+    """Devices that share each matrix of the blocks (Shoeybi et al. 2019, arXiv 1909.08053), each its heads."""
+    offload_optimizer: bool = False
+    """Keep the optimizer's state in the host's memory and update there (ZeRO-Offload, Ren et al. 2021)."""
+
+    @property
+    def devices_per_replica(self) -> int:
+        """Devices that hold one copy of the model."""
+        return self.pipeline_stages * self.tensor_parallel
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every combination that DeepSpeed refuses."""
-        if self.pipeline_stages < 1:
-            yield "pipeline_stages", f"{self.pipeline_stages} must be at least 1"
+        """Yield (key, message) for every combination that DeepSpeed refuses or gets wrong."""
+        for key in ("pipeline_stages", "tensor_parallel"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be at least 1"
         if self.pipeline_stages > 1 and self.zero_stage in (2, 3):
             message = "the pipeline needs whole gradients on each stage; nearest is 1"
             yield (
                 "zero_stage",
                 f"{self.zero_stage} does not work with pipeline_stages={self.pipeline_stages}: {message}",
             )
+        if self.offload_optimizer and self.zero_stage == 0:
+            yield (
+                "offload_optimizer",
+                "true needs a ZeRO stage that owns the optimizer's state; nearest is zero_stage=1",
+            )
+        if self.tensor_parallel > 1:
+            if self.pipeline_stages > 1:
+                message = "DeepSpeed's groups for tensor parallelism know no stages, and it hangs; nearest is 1"
+                yield (
+                    "tensor_parallel",
+                    f"{self.tensor_parallel} does not work with pipeline_stages={self.pipeline_stages}: {message}",
+                )
+            if self.zero_stage == 0:
+                message = "only ZeRO sums the gradient norm over the parts of a matrix; nearest is 1"
+                yield "zero_stage", f"0 does not work with tensor_parallel={self.tensor_parallel}: {message}"
 
 
 @config
@@ -247,7 +275,8 @@ class RunConfig:
         """The ZeRO stage in force."""
         if self.parallel.zero_stage is not None:
             return self.parallel.zero_stage
-        return 0 if self.precision == "fp32" and self.parallel.pipeline_stages == 1 else 1
+        whole = self.parallel.devices_per_replica == 1 and not self.parallel.offload_optimizer
+        return 0 if self.precision == "fp32" and whole else 1
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
@@ -275,6 +304,22 @@ class RunConfig:
         if self.parallel.zero_stage == 0 and self.precision != "fp32":
             message = f"0 does not work with precision={self.precision}: DeepSpeed keeps fp32 master weights under ZeRO"
             yield "parallel.zero_stage", f"{message} only; nearest is 1"
+        for key in ("n_head", "d_ff"):
+            if getattr(self.model, key) % max(1, self.parallel.tensor_parallel):
+                near = math.gcd(getattr(self.model, key), self.parallel.tensor_parallel)
+                message = f"{self.parallel.tensor_parallel} does not divide model.{key}={getattr(self.model, key)}"
+                yield "parallel.tensor_parallel", f"{message}; nearest is {near}"
+        if self.train.gradient_dtype == "bf16" and self.precision != "bf16":
+            yield "train.gradient_dtype", f"bf16 is for precision=bf16, not {self.precision}; leave it out"
+        if (
+            self.parallel.offload_optimizer
+            and self.parallel.pipeline_stages > 1
+            and self.model.tied
+            and (self.precision, self.train.gradient_dtype) == ("bf16", "fp32")
+        ):
+            # Measured in 0.19.8: from the first step on, the two stages hold different copies of a tied embedding.
+            message = "DeepSpeed does not add fp32 sums of tied gradients over stages when they move to the host"
+            yield "parallel.offload_optimizer", f"true: {message}; nearest is train.gradient_dtype=bf16"
 
 
 def is_safe_name(name: str) -> bool:

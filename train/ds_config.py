@@ -6,6 +6,7 @@ from typing import Any
 
 from configs.reader import ConfigError, Problem
 from train.config import RunConfig
+from train.topology import uses_gpu
 
 Tree = dict[str, Any]
 
@@ -27,10 +28,33 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
         "wandb": {"enabled": False},
     }
-    if run.precision == "bf16" and stage == 1:
-        # Accumulate in fp32: sums of many bf16 gradients lose their small terms.
-        tree["data_types"] = {"grad_accum_dtype": "fp32"}
+    if run.precision == "bf16":
+        tree["data_types"] = {"grad_accum_dtype": run.train.gradient_dtype}
+    if run.parallel.offload_optimizer:
+        tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": uses_gpu()}
+        # DeepSpeed's own Adam for CPUs needs a compiler on every machine; PyTorch's is fused too.
+        tree["zero_force_ds_cpu_optimizer"] = False
+    if run.parallel.tensor_parallel > 1:
+        tree["tensor_parallel"] = _tensor_parallel(run)
+        del tree["train_batch_size"]  # DeepSpeed would expect a share for every process, those of one replica too
     return tree
+
+
+def _tensor_parallel(run: RunConfig) -> Tree:
+    """Say how AutoTP cuts the blocks; embeddings, norms and the output projection stay whole on each device."""
+    column = {"partition_type": "column", "partition_dim": 0}
+    cuts = [
+        # q, k and v lie one after the other, as do SwiGLU's gate and value: each of them is cut.
+        column | {"patterns": [r".*attention\.qkv\.weight$"], "shape": [3, -1]},
+        column | {"patterns": [r".*mlp\.up\.weight$"], "shape": [2 if run.model.mlp == "swiglu" else 1, -1]},
+        {"partition_type": "row", "patterns": [r".*attention\.out\.weight$", r".*mlp\.down\.weight$"]},
+        # Whole, but applied to this device's heads alone: the gradients of all are summed.
+        {"partition_type": "skip", "patterns": [r".*[qk]_norm\.weight$"], "grad_allreduce": True},
+    ]
+    return {
+        "autotp_size": run.parallel.tensor_parallel,
+        "partition_config": {"use_default_specs": False, "layer_specs": cuts},
+    }
 
 
 def read_user_config(path: Path) -> Tree:
@@ -44,11 +68,27 @@ def read_user_config(path: Path) -> Tree:
     return tree
 
 
-# Sections of a ds.json that this trainer owns whole: what the user would set there has a place in the run's YAML.
-_OURS = {
+# What a ds.json would decide behind the run's back: all of it has a place in the run's YAML, or would not be right.
+_MASTER = "master weights and optimizer states are fp32 in every precision"
+_REFUSED = {
     "optimizer": "set optimizer.* in the run's YAML instead",
     "scheduler": "set schedule.* in the run's YAML instead",
     "pipeline": "set parallel.pipeline_stages in the run's YAML instead",
+    "tensor_parallel": "set parallel.tensor_parallel in the run's YAML instead",
+    "activation_checkpointing": "DeepSpeed's engine ignores it; set train.activation_checkpointing in the run's YAML",
+    "compile": "set train.compile in the run's YAML instead",
+    "data_types": "set train.gradient_dtype in the run's YAML instead",
+    "torch_autocast": "set precision in the run's YAML instead",
+    "sequence_parallel_size": "sequences stay whole here; nearest is parallel.tensor_parallel in the run's YAML",
+    "data_parallel_size": "it follows from the processes launched and parallel.* in the run's YAML",
+    "expert_parallel": "the model has no experts",
+    "data_efficiency": "batches depend on the run's seed and step alone",
+    "gradient_allreduce_op": "gradients are means over the global batch",
+    "bf16.bf16_master_weights_and_grads": _MASTER,
+    "bf16.bf16_optimizer_states": _MASTER,
+    "fp16.fp16_master_weights_and_grads": _MASTER,
+    "zero_optimization.offload_param": "nearest is parallel.offload_optimizer in the run's YAML",
+    "zero_force_ds_cpu_optimizer": "PyTorch's fused AdamW also serves parallel.offload_optimizer",
 }
 
 _OUR_KEYS = {
@@ -57,6 +97,7 @@ _OUR_KEYS = {
     "gradient_accumulation_steps": "train.global_batch / (train.micro_batch x data-parallel ranks)",
     "gradient_clipping": "optimizer.gradient_clipping",
     "zero_optimization.stage": "parallel.zero_stage",
+    "zero_optimization.offload_optimizer.device": "parallel.offload_optimizer",
     "bf16.enabled": "precision",
     "fp16.enabled": "precision",
 }
@@ -71,14 +112,21 @@ def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) ->
     Raises:
         ConfigError: for every key that says something else than the run's YAML.
     """
-    expected = derived | {"gradient_clipping": run.optimizer.gradient_clipping}
-    problems = [Problem(source, key, f"is not taken; {reason}") for key, reason in _OURS.items() if key in user]
+    # What a user would write, where `derived` holds something else.
+    expected = derived | {
+        "gradient_clipping": run.optimizer.gradient_clipping,
+        "train_batch_size": run.train.global_batch,
+        "zero_optimization": {"offload_optimizer": {"device": "none"}} | derived["zero_optimization"],
+    }
+    problems = []
 
     def merged(ours: Tree, theirs: Tree, wanted: Tree, prefix: str) -> Tree:
         result = dict(ours)
         for key, value in theirs.items():
             dotted = prefix + key
-            if dotted in _OUR_KEYS and value != "auto" and value != wanted.get(key):
+            if dotted in _REFUSED:
+                problems.append(Problem(source, dotted, f"is not taken; {_REFUSED[dotted]}"))
+            elif dotted in _OUR_KEYS and value != "auto" and value != wanted.get(key):
                 owner = _OUR_KEYS[dotted]
                 problems.append(
                     Problem(source, dotted, f"{value!r} conflicts with {wanted.get(key)!r} from the run's {owner}")
@@ -89,7 +137,7 @@ def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) ->
                 result[key] = value
         return result
 
-    tree = merged(derived, {k: v for k, v in user.items() if k not in _OURS}, expected, "")
+    tree = merged(derived, user, expected, "")
     if problems:
         raise ConfigError(problems)
     return tree

@@ -7,6 +7,7 @@ from typing import Any
 import deepspeed
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from deepspeed.module_inject import set_autotp_mode
 from deepspeed.runtime.pipe.engine import PipelineEngine
 from deepspeed.utils import groups
@@ -18,6 +19,8 @@ from train.config import RunConfig
 from train.optimizer import ClippingAdamW, adamw
 from train.pipeline import build_pipeline, pipeline_parameters
 from train.topology import Topology
+
+_LINEAR = F.linear
 
 MicroBatch = tuple[Tensor, Tensor]
 """Tokens (B, T) and next tokens (B, T)."""
@@ -68,8 +71,9 @@ def release(engine: Any) -> None:
     for group in sorted(groups_here, key=lambda group: groups_here[group]):
         if group is not dist.group.WORLD:
             deepspeed.comm.destroy_process_group(group)
-    groups.mpu = None
+    groups._release_process_group_references()
     set_autotp_mode(training=False)
+    F.linear = _LINEAR  # ZeRO-3 puts one of its own in its place
     # Compiled blocks remember the shapes they have seen: a second length would be compiled for any length.
     torch.compiler.reset()
     gc.collect()  # engine, optimizer and hooks refer to each other

@@ -18,7 +18,7 @@ from train.heartbeat import Heart
 from train.jit_locks import clear_stale_locks
 from train.status import MISTAKES
 from train.stored import changed_keys
-from train.topology import Topology, connect, launched_topology
+from train.topology import Topology, connect, launched_topology, precision_problem
 from train.watchdog import watch_ranks
 
 
@@ -38,7 +38,7 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
             been changed.
         DataError: when text, a tokenizer or a prepared corpus cannot be used.
     """
-    topology = launched_topology(run.parallel.pipeline_stages)
+    topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
     try:
         return _run_job(run, run_dir, source, user_ds_config, topology)
     except MISTAKES as error:
@@ -48,7 +48,7 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
 
 
 def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None, topology: Topology) -> int:
-    problem = batch_problem(run, topology.data_parallel)
+    problem = precision_problem(run.precision) or batch_problem(run, topology.data_parallel)
     if problem:
         raise ConfigError([Problem(source, "", problem)])
     ds_config = derive(run, topology.data_parallel)

@@ -88,6 +88,7 @@ def make_record(
         "world_size": topology.world_size,
         "data_parallel": topology.data_parallel,
         "pipeline_stages": topology.pipeline_stages,
+        "tensor_parallel": topology.tensor_parallel,
         "zero_stage": run.zero_stage,
         "seconds": seconds,
         "device": device_name(),

@@ -151,7 +151,7 @@ class Run:
     @property
     def data_parallel(self) -> int:
         """Number of model replicas."""
-        return self.devices // self.config.parallel.pipeline_stages
+        return self.devices // self.config.parallel.devices_per_replica
 
     @property
     def accumulation(self) -> int:
@@ -386,11 +386,11 @@ def _device_problem(run: RunConfig, devices: Any, runs_per_gpu: int) -> tuple[st
     if devices > 1 and runs_per_gpu > 1:
         reason = "the processes of one run wait for each other, and would for all that share their GPUs"
         return "devices_per_run", f"{devices} does not work with runs_per_gpu={runs_per_gpu}: {reason}; nearest is 1"
-    stages = run.parallel.pipeline_stages
-    if devices % stages:
-        near = max(stages, round(devices / stages) * stages)
-        return "devices_per_run", f"{devices} does not divide into pipelines of {stages} stages; nearest is {near}"
-    problem = batch_problem(run, devices // stages)
+    replica = run.parallel.devices_per_replica
+    if devices % replica:
+        near = max(replica, round(devices / replica) * replica)
+        return "devices_per_run", f"{devices} does not divide into replicas of {replica} devices; nearest is {near}"
+    problem = batch_problem(run, devices // replica)
     if problem is None:
         return None
     key, message = problem.split(": ", 1)

@@ -19,16 +19,20 @@ class Topology:
     world_size: int
     local_rank: int
     pipeline_stages: int
+    tensor_parallel: int = 1
 
     @property
     def data_parallel(self) -> int:
-        """Number of replicas, each of `pipeline_stages` processes."""
-        return self.world_size // self.pipeline_stages
+        """Number of replicas, each of `pipeline_stages` x `tensor_parallel` processes."""
+        return self.world_size // (self.pipeline_stages * self.tensor_parallel)
 
     @property
     def replica(self) -> int:
-        """Which replica this process belongs to; stages are the outer dimension, as in DeepSpeed's grid."""
-        return self.rank % self.data_parallel
+        """Which replica this process belongs to: as in DeepSpeed, stages are the outermost dimension of the grid.
+
+        The processes that share each matrix are neighbours, so that they talk within a machine.
+        """
+        return self.rank // self.tensor_parallel % self.data_parallel
 
     @property
     def is_main(self) -> bool:
@@ -56,11 +60,11 @@ def uses_gpu() -> bool:
     return os.environ.get("DS_ACCELERATOR", "cuda") == "cuda" and torch.cuda.is_available()
 
 
-def launched_topology(pipeline_stages: int) -> Topology:
+def launched_topology(pipeline_stages: int, tensor_parallel: int = 1) -> Topology:
     """Read what the launcher or Slurm put into the environment; a process started by hand is a world of its own.
 
     Raises:
-        ValueError: when the processes cannot be cut into pipelines, or are more than this machine's GPUs.
+        ValueError: when the processes cannot be cut into replicas, or are more than this machine's GPUs.
     """
     if "RANK" not in os.environ:
         os.environ |= rank_environment(os.environ)
@@ -68,19 +72,29 @@ def launched_topology(pipeline_stages: int) -> Topology:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
         os.environ.setdefault("MASTER_PORT", "0")
     world_size = int(os.environ["WORLD_SIZE"])
-    if world_size % pipeline_stages:
-        near = max(s for s in range(1, pipeline_stages + 1) if world_size % s == 0)
-        raise ValueError(
-            f"parallel.pipeline_stages: {pipeline_stages} stages do not divide the {world_size} launched process(es); "
-            f"nearest is {near}, or launch with --num_accelerators {pipeline_stages}"
-        )
+    for key, size in (("pipeline_stages", pipeline_stages), ("tensor_parallel", tensor_parallel)):
+        if world_size % size:
+            near = max(s for s in range(1, size + 1) if world_size % s == 0)
+            raise ValueError(
+                f"parallel.{key}: {size} does not divide the {world_size} launched process(es); "
+                f"nearest is {near}, or launch with --num_accelerators {size}"
+            )
     local_rank = int(os.environ["LOCAL_RANK"])
     if uses_gpu() and local_rank >= (count := torch.cuda.device_count()):
         raise ValueError(
             f"process {local_rank} on {socket.gethostname()} sees {count} GPU(s) and none that is its own; launch one "
             "process for each GPU and let it see all of the machine's (in Slurm --gpus-per-node, not --gpus-per-task)"
         )
-    return Topology(int(os.environ["RANK"]), world_size, local_rank, pipeline_stages)
+    return Topology(int(os.environ["RANK"]), world_size, local_rank, pipeline_stages, tensor_parallel)
+
+
+def precision_problem(precision: str) -> str | None:
+    """Return why this process's device cannot compute in `precision`, or None."""
+    if precision == "fp16" and not uses_gpu():
+        return "precision: fp16 does not run on a CPU, where DeepSpeed has no kernels for it; nearest is bf16"
+    if precision == "bf16" and uses_gpu() and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return f"precision: {torch.cuda.get_device_name()} has no bf16 arithmetic; nearest is fp16"
+    return None
 
 
 def connect(topology: Topology, timeout: float = 1800.0) -> None:
