@@ -37,6 +37,7 @@ from train.batches import training_batches
 from train.config import RunConfig, expand_run
 from train.engine import MicroBatch
 from train.job import run_job
+from train.memory import peak_memory
 from train.optimizer import adamw
 from train.ports import reserve_port
 from train.record import device_name, peak_flops
@@ -59,7 +60,8 @@ contenders:
 
 Bare loops get their batches ready-made. tokens/s is the median over turns; FLOP/s counts attention and head, without
 a discount for the causal mask; MFU is against the device's dense bf16 peak. "first / it" is the median over turns of
-the speed of the first contender over this one's, with the quartiles. Memory is what PyTorch allocated at most."""
+the speed of the first contender over this one's, with the quartiles. GiB is the most that PyTorch had allocated on a
+GPU, beside what train/memory.py plans for it."""
 
 LOG_EVERY = 10
 
@@ -352,7 +354,11 @@ def rows(model: str, precision: str, contenders: list[Contender]) -> Iterator[st
         ratios = [ours / its for ours, its in zip(first.speeds, contender.speeds, strict=True)]
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         compared = "" if contender is first else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
-        cells = (model, precision, contender.name, f"{speed:,.0f}", f"{flops:.3g}", mfu, compared, memory)
+        planned = ""
+        if contender.memory and CONTENDERS[contender.name].bare is None:
+            train = contender.run.train
+            planned = f"{peak_memory(contender.run, train.global_batch // train.micro_batch) / 2**30:.1f}"
+        cells = (model, precision, contender.name, f"{speed:,.0f}", f"{flops:.3g}", mfu, compared, memory, planned)
         yield f"| {' | '.join(cells)} |"
 
 
@@ -397,8 +403,8 @@ def main(arguments: list[str] | None = None) -> int:
         f"{options.style} blocks, {'compiled' if options.compile else 'eager'}, vocabulary {options.vocab:,}, ", end=""
     )
     print(f"{options.turns} turns of {options.steps} steps\n")
-    print(f"| model | precision | contender | tokens/s | FLOP/s | MFU | {options.contenders[0]} / it | memory, GiB |")
-    print("|---|---|---|---|---|---|---|---|", flush=True)
+    print(f"| model | precision | contender | tokens/s | FLOP/s | MFU | {options.contenders[0]} / it | GiB | planned |")
+    print("|---|---|---|---|---|---|---|---|---|", flush=True)
     try:
         for text in options.models:
             keys, batch, sequence = parse_model(text, options.batch)
@@ -417,6 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
                     "optimizer": {"lr": 3e-4},
                     "parallel": {"zero_stage": options.zero},
                     "log_every": LOG_EVERY,
+                    "watch": {"step_seconds": 3600.0},  # a contender that waits for its turn is not stuck
                     "wandb": {"mode": "disabled"},
                 }
                 prepare(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)
