@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from data.batches import windows_per_epoch
 from data.prepare import prepare
 from data.shards import open_corpus
 from model.transformer import parameter_shapes
@@ -55,6 +56,9 @@ class Case:
         self.topology: Topology = launched_topology(stages)
         self.corpus = open_corpus(prepare(self.run.data))
         self.run_dir = out / self.name
+        # Step HALF is the last of an epoch of the data, or the one after it.
+        epoch = windows_per_epoch(self.corpus, self.run.train.sequence_length) // self.run.train.global_batch
+        self.before = epoch - HALF
 
     def engine(self) -> Any:
         torch.manual_seed(0)
@@ -63,7 +67,7 @@ class Case:
     def train(self, engine: Any, first: int, end: int) -> Curve:
         curve = []
         for step in range(first, end):
-            batches = training_batches(self.corpus, self.run, step, self.topology)
+            batches = training_batches(self.corpus, self.run, self.before + step, self.topology)
             loss = train_step(engine, batches, 0.01, self.topology)
             curve.append((loss.item(), gradient_norm(engine)))
         return curve
@@ -115,6 +119,22 @@ def other_topology(case: Case, source: Case, out: Path) -> dict[str, Any]:
     curve = case.train(engine, HALF, STEPS)
     release(engine)
     return {"exact": exact, "curve": curve}
+
+
+def around_an_epoch(case: Case, out: Path) -> list[bool]:
+    """Whether checkpoints before, at and after the end of an epoch continue as if there had been none."""
+    engine = case.engine()
+    case.train(engine, 0, HALF - 1)
+    for step in (HALF - 1, HALF, HALF + 1):
+        case.save(engine, step, out)
+        case.train(engine, step, step + 1)
+    whole = case.train(engine, HALF + 2, STEPS)
+    same = []
+    for step in (HALF - 1, HALF, HALF + 1):
+        case.resume(engine, out, at_most=step)
+        same.append(case.train(engine, step, STEPS)[HALF + 2 - step :] == whole)
+    release(engine)
+    return same
 
 
 def without_moments(case: Case) -> Curve:
@@ -237,6 +257,7 @@ def main(config: Path, out: Path) -> dict[str, Any]:
             results["other"][case.name] = [source.name, other_topology(case, source, out / "moved" / case.name)]
     zero1 = cases[1]
     results["without moments"] = without_moments(zero1)
+    results["epoch"] = around_an_epoch(zero1, out / "epoch")
     results["without rng"] = without_rng(zero1)
     damaged_case = Case(config, out / "damaged", "bf16", 1, 1, "true")
     results["damaged"] = damaged(damaged_case, out / "it-ran")

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from model.init import initialise
 from model.transformer import GPT
@@ -110,28 +111,39 @@ KILLS: dict[str, tuple[Any, str, str]] = {
 """When: (owner, function, end of the name of its first argument) of the call that never returns."""
 
 
+def killed(call: tuple[Any, str, str], work: Callable[[], Any]) -> None:
+    """Do `work` up to a call."""
+    owner, function, ending = call
+    real = getattr(owner, function)
+
+    def deadly(*arguments: Any, **options: Any) -> Any:
+        if str(arguments[0]).endswith(ending):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **options)
+
+    setattr(owner, function, deadly)
+    work()
+
+
 @pytest.mark.parametrize("when", KILLS)
 def test_a_kill_leaves_a_whole_checkpoint(when: str, run: RunConfig, tmp_path: Path) -> None:
-    owner, function, ending = KILLS[when]
     assert in_fork(lambda: save(run, tmp_path, 1)) == 0
-
-    def killed() -> None:
-        real = getattr(owner, function)
-
-        def deadly(*arguments: Any, **options: Any) -> Any:
-            if str(arguments[0]).endswith(ending):
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*arguments, **options)
-
-        setattr(owner, function, deadly)
-        save(run, tmp_path, 2)
-
-    assert in_fork(killed) == -signal.SIGKILL
+    assert in_fork(lambda: killed(KILLS[when], lambda: save(run, tmp_path, 2))) == -signal.SIGKILL
     (newest, *_) = whole_steps(tmp_path)
     assert newest == (2 if "prun" in when else 1)
     assert in_fork(lambda: require_resumed(run, tmp_path, newest)) == 0
     assert in_fork(lambda: save(run, tmp_path, 3)) == 0
     assert names(tmp_path) == ["step-00000003"]  # and nothing is left of what was killed
+
+
+@pytest.mark.parametrize("when", ["before the rename", "before pruning", "in pruning"])
+def test_a_kill_while_a_step_is_saved_again_leaves_it(when: str, run: RunConfig, tmp_path: Path) -> None:
+    """As after a rollback, which saves the state that it went back to with its own extra."""
+    assert in_fork(lambda: save(run, tmp_path, 1)) == 0
+    assert in_fork(lambda: killed(KILLS[when], lambda: save(run, tmp_path, 1))) == -signal.SIGKILL
+    assert in_fork(lambda: require_resumed(run, tmp_path, 1)) == 0
+    assert in_fork(lambda: save(run, tmp_path, 1)) == 0
+    assert names(tmp_path) == ["step-00000001"]
 
 
 def test_a_full_disk_keeps_what_there_was(run: RunConfig, tmp_path: Path) -> None:
@@ -190,6 +202,24 @@ def test_states_are_cut_into_files_and_read_in_any_stretch(
     assert torch.equal(reader.read("weight", "embedding.weight", 990, 2020), flat[990:3010])
     with pytest.raises(ValueError, match=r"entry 4,800 of weight of 'embedding.weight' is not there"):
         reader.read("weight", "embedding.weight", 4000, 801)
+
+
+def test_loss_scale_of_fp16_goes_on(run: RunConfig, tmp_path: Path) -> None:
+    def scaled() -> Any:
+        engine = stand_in(run, 1)
+        engine.fp16_enabled = lambda: True
+        engine.optimizer.loss_scaler = DynamicLossScaler(2.0**16, 1000, 1.0, 2, consecutive_hysteresis=False)
+        return engine
+
+    def goes_on() -> None:
+        engine, new = scaled(), scaled()
+        history = {"cur_scale": 2.0**12, "cur_iter": 40, "last_overflow_iter": 7, "cur_hysteresis": 1}
+        vars(engine.optimizer.loss_scaler).update(history)
+        checkpoint.save(engine, run, tmp_path, 1, {}, ALONE)
+        checkpoint.resume(new, run, tmp_path, ALONE)
+        assert vars(new.optimizer.loss_scaler) == vars(engine.optimizer.loss_scaler)
+
+    assert in_fork(goes_on) == 0
 
 
 def test_other_model_and_other_format_are_named(run: RunConfig, tmp_path: Path) -> None:

@@ -46,6 +46,7 @@ def test_same_topology_continues_bit_for_bit(results: list[Results]) -> None:
             assert found["back"] == found["curve"], name  # after a rollback in the engine that trained on
             assert found["new"] == found["curve"], name
             assert found["continues"] == [True, True], name  # what the loop gave, and the random numbers of this rank
+        assert result["epoch"] == [True] * 3
 
 
 @pytest.mark.slow

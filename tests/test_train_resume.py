@@ -163,3 +163,17 @@ def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
     nats_per_byte = record["val_loss"] / record["validation_bytes_per_token"]
     assert record["bits_per_byte"] == pytest.approx(nats_per_byte / 0.6931471805599453)
     assert json.dumps(record, allow_nan=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_checkpoint_of_a_gpu_continues_identically(precision: str, small_run: Path, tmp_path: Path) -> None:
+    overrides = [f"--precision={precision}", "--checkpoint.every=10", "--checkpoint.keep=3"]
+    run_ranks(1, small_run, tmp_path / "whole", *overrides)
+    shutil.copytree(tmp_path / "whole", tmp_path / "again")
+    for gone in ("record.json", "metrics.jsonl"):
+        (tmp_path / "again" / gone).unlink()
+    for later in (20, 30):
+        shutil.rmtree(tmp_path / f"again/checkpoints/step-{later:08d}")
+    run_ranks(1, small_run, tmp_path / "again", *overrides)
+    assert curve(tmp_path / "again") == curve(tmp_path / "whole")[10:]

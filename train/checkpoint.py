@@ -35,9 +35,9 @@ from train.manifest import (
     Checksums,
     NotSaved,
     damage,
-    discard,
     newest_first,
     prune,
+    put_in_place,
     read_manifest,
     step_of,
     write_manifest,
@@ -97,10 +97,7 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
 
     def commit() -> None:
         write_manifest(aside, step, _describe(run, topology), files)
-        if final.exists():  # it is damaged, for otherwise it had been resumed from
-            discard(final)
-        aside.rename(final)
-        sync_directory(folder)
+        put_in_place(aside, final)
         prune(folder, run.checkpoint.keep)
 
     try:

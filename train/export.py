@@ -114,7 +114,9 @@ def _write_huggingface(
 
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     """Return the checkpoint to export, verified, and its step."""
-    there = {step_of(path): path for path in newest_first(folder)}
+    there: dict[int, Path] = {}
+    for path in newest_first(folder):
+        there.setdefault(step_of(path), path)
     if not there:
         raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
     if step is not None and step not in there:

@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from data.shards import sync_directory
 from train.files import sha256, write_json
 from train.status import RunEnded, Status
 
 MANIFEST = "manifest.json"
 STEP, TOMBSTONE = "step-", "tombstone-"
 """Beginnings of the names of checkpoints, and of those that a rollback has set aside."""
+REPLACED = ".replaced"
+"""End of the name of a checkpoint while another of its step takes its place."""
 Checksums = dict[str, dict[str, Any]]
 """Of each file its size and its checksum: {name: {"bytes": size, "sha256": checksum}}."""
 THREADS = 4
@@ -36,13 +39,15 @@ class NotSaved(CheckpointError):
 
 
 def newest_first(folder: Path) -> list[Path]:
-    """Return the checkpoints in `folder`, whole or damaged."""
-    return sorted(folder.glob(STEP + "[0-9]" * 8), reverse=True)
+    """Return the checkpoints in `folder`, whole or damaged; one that replaces another of its step comes before it."""
+    name = STEP + "[0-9]" * 8
+    there = [*folder.glob(name), *folder.glob(name + REPLACED)]
+    return sorted(there, key=lambda path: (step_of(path), path.suffix != REPLACED), reverse=True)
 
 
 def step_of(path: Path) -> int:
     """Return the optimizer steps done at a checkpoint, by its name."""
-    return int(path.name.rpartition("-")[2])
+    return int(path.stem.rpartition("-")[2])
 
 
 def damage(path: Path, contents: bool = True, part: tuple[int, int] = (0, 1)) -> str | None:
@@ -92,18 +97,28 @@ def _digest(manifest: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
+def put_in_place(aside: Path, final: Path) -> None:
+    """Give a whole checkpoint its name. One that has the name already is there under one or another at any moment."""
+    replaced = final.with_suffix(REPLACED)
+    if final.exists():
+        if replaced.exists():
+            discard(final if damage(final) else replaced)
+        if final.exists():
+            final.rename(replaced)
+    aside.rename(final)
+    sync_directory(final.parent)
+
+
 def prune(folder: Path, keep: int) -> None:
     """Delete what is older than the `keep` newest whole checkpoints, tombstones that were passed, and leftovers."""
-    kept = 0
-    newest = None
+    kept: set[int] = set()
     for path in newest_first(folder):
-        if kept == keep:
+        if len(kept) == keep or step_of(path) in kept:
             discard(path)
         elif damage(path, contents=False) is None:  # a damaged one is no reason to delete one before it
-            newest = newest or step_of(path)
-            kept += 1
+            kept.add(step_of(path))
     for path in folder.glob(f"{TOMBSTONE}*"):
-        if newest is not None and step_of(path) <= newest:
+        if kept and step_of(path) <= max(kept):
             discard(path)
     for path in folder.glob(".*"):  # what crashes left
         shutil.rmtree(path)
