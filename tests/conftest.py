@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("shared machine", deadline=None)  # an example may wait for a core
+settings.load_profile("shared machine")
 
 ROOT = Path(__file__).parent.parent
 """The checkout, where the README's commands are typed."""
