@@ -114,10 +114,12 @@ def test_training_time_of_gpt3() -> None:
 def test_states_by_zero_stage(zero: int, gigabytes: float) -> None:
     """Rajbhandari et al. 2020, figure 1: 7.5B parameters over 64 ranks, in GB, without buffers.
 
-    Stage 1 there keeps 16-bit gradients; with fp32 gradients beside them, as here, it is 4 bytes a parameter more.
+    Gradients there are 16-bit. Stage 1 with fp32 gradients beside them, as here, is 4 bytes a parameter more.
     """
     run = megatron(32, 4096, 36, 1, 64, 1)
     run = dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, zero_stage=zero))
+    if zero == 3:
+        run = dataclasses.replace(run, train=dataclasses.replace(run.train, gradient_dtype="bf16"))
     memory = stage_memory(run, 64, bucket=0)
     parameters = stage_parameters(run.model, 1, 0)
     gradients = {1: 2 * parameters - memory.gradients, 2: 2 * parameters // 64, 3: 0}[zero]

@@ -170,7 +170,14 @@ def test_ranks_save_and_end_with_their_launcher(
     program = [str(Path(sys.executable).with_name("deepspeed")), "--num_accelerators", str(ranks)]
     script = ["scripts/pretrain.py", "--config", str(small_run), "--run-dir", str(run_dir), "--train.steps=100000"]
     with (tmp_path / "log.txt").open("w") as log:
-        top = subprocess.Popen([*program, "--master_port", str(free_port()), *script], cwd=ROOT, stdout=log, stderr=log)
+        top = subprocess.Popen(
+            [*program, "--master_port", str(free_port()), *script],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            # A shell that runs the tests in the background has them, and what they start, ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )
     wait_for(lambda: logged(run_dir, 20))
     below = psutil.Process(top.pid).children(recursive=True)
     target = top.pid if victim == "deepspeed" else next(p.pid for p in below if victim in p.cmdline())

@@ -75,6 +75,6 @@ def test_failure_ends_the_worker_with_the_exit_status_of_the_run(small_run: Path
     worker.hand_over(tmp_path / "bad", *SMALL, *STAGES)
     status, output = worker.ranks.finish()
     assert (status, jobs_done(worker.directory)) == (Status.USER_ERROR, 1), output
-    assert "2 stages do not divide the 1 launched process" in (tmp_path / "bad" / "log.txt").read_text()
+    assert "2 does not divide the 1 launched process" in (tmp_path / "bad" / "log.txt").read_text()
     assert (tmp_path / "good" / "record.json").exists()
     assert "stages" not in (tmp_path / "good" / "log.txt").read_text()

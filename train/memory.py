@@ -98,7 +98,8 @@ def _states(run: RunConfig, parameters: int, replicas: int, bucket: int) -> _Sta
     sent = min(p, bucket)
     if run.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
         return _States(4 * p, 0, 8 * p, 0, live=4 * p, during=0, reduce=4 * p + 4 * sent, update=4 * p)
-    if run.zero_stage == 1 and run.precision == "bf16":
+    sums = 4 if run.train.gradient_dtype == "fp32" else e
+    if run.zero_stage == 1 and run.precision == "bf16" and sums == 4:
         # BF16_Optimizer: fp32 gradients of all parameters stay, bf16 ones live until the step; the bucket is flattened
         # in fp32 and sent in bf16.
         return _States(2 * p, 4 * p, 12 * part, 0, live=2 * p, during=0, reduce=2 * p + 6 * sent, update=2 * p)
@@ -108,7 +109,7 @@ def _states(run: RunConfig, parameters: int, replicas: int, bucket: int) -> _Sta
         update = min(part, _GATHERED) * (flattened // part)
         return _States(
             e * part,
-            e * part,
+            sums * part,
             12 * part,
             e * bucket,
             live=0,
