@@ -28,7 +28,7 @@ MEANING = {
     Status.COMPLETE: "the run is complete",
     Status.CRASHED: "an error without a status of its own; see the log, run again",
     Status.USER_ERROR: "a mistake in the input; nothing was changed",
-    Status.DIVERGED: "the loss stopped being a number",
+    Status.DIVERGED: "the loss stopped being a number, or spikes came back after every rollback",
     Status.NO_CHECKPOINT: "checkpoints exist but none can be continued from",
     Status.STOPPED: "asked to end, and saved; run again to continue",
     Status.HUNG: "a rank was silent for too long; run again to continue",
