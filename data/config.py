@@ -1,5 +1,6 @@
 """What text to train on and how to tokenise it."""
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,15 +14,73 @@ class DataError(ValueError):
 
 
 @config
+class LevelConfig:
+    """One level of a grammar: its symbols, and how each is rewritten as symbols of the next level."""
+
+    symbols: int
+    """Different symbols of this level; the first level's are the roots."""
+    length: int
+    """Symbols of the next level, or tokens, that one symbol becomes."""
+    rules: int = 1
+    """Ways to rewrite each symbol."""
+    exponent: float = 0.0
+    """Rule r of a symbol is chosen with probability ~ r^-exponent; 0 makes them equally likely."""
+
+
+@config
+class GrammarConfig:
+    """A generated language with a known entropy per token (`data/grammar.py`)."""
+
+    levels: tuple[LevelConfig, ...] = (LevelConfig(symbols=32_768, length=3),)
+    """From the roots to the tokens. As given: a lexicon of 32,768 words of 3 tokens."""
+    root_exponent: float = 1.2
+    """Root r is chosen with probability ~ r^-root_exponent."""
+    tokens: int = 2**24
+    """Training tokens that are made. A larger number has the smaller's tokens at its beginning."""
+    validation_tokens: int = 2**20
+    """Tokens of other strings of the same language, to validate on."""
+    seed: int = 0
+    """Draws the words and the text. The order of training is the run's seed, not this one."""
+
+    @property
+    def tokens_per_string(self) -> int:
+        """T: tokens of every string; windows of training must be multiples of it."""
+        return math.prod(level.length for level in self.levels)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value that cannot work."""
+        if not self.levels:
+            yield "levels", "needs at least one level"
+        for i, level in enumerate(self.levels):
+            for key in ("symbols", "length", "rules"):
+                if getattr(level, key) < 1:
+                    yield f"levels.{i}.{key}", f"{getattr(level, key)} must be at least 1"
+            if level.exponent < 0:
+                yield f"levels.{i}.exponent", f"{level.exponent} must not be negative"
+        if self.root_exponent < 0:
+            yield "root_exponent", f"{self.root_exponent} must not be negative"
+        for key in ("tokens", "validation_tokens"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be at least 1"
+        if self.seed < 0:
+            yield "seed", f"{self.seed} must not be negative"
+
+
+@config
 class DataConfig:
     """The text, the tokenizer and the split into training and validation documents."""
 
-    source: Literal["pysource", "files", "hub", "prepared"] = "pysource"
+    source: Literal["pysource", "files", "hub", "prepared", "grammar"] = "pysource"
     """Where the text comes from.
 
     `pysource`: the Python sources of the running interpreter (real text that every machine has). `files`: local
-    files. `hub`: a data set of the Hugging Face hub. `prepared`: a corpus that is prepared already.
+    files. `hub`: a data set of the Hugging Face hub. `prepared`: a corpus that is prepared already. `grammar`: a
+    generated language whose entropy per token is known; of the keys below only `grammar`, `vocab_size`, `shard_tokens`
+    and `directory` apply to it.
     """
+
+    grammar: GrammarConfig | None = None
+    """For `grammar`: the language; None is a lexicon of 32,768 words."""
 
     files: tuple[str, ...] = ()
     """For `files`: paths or globs, from the working directory, of .txt, .jsonl, .csv, .tsv or .parquet files.
@@ -91,7 +150,11 @@ class DataConfig:
         for key in ("subset", "revision"):
             if getattr(self, key) is not None and self.source != "hub":
                 yield key, f"applies to source: hub, and source is '{self.source}'"
-        if self.vocab_size < BYTE_VOCABULARY:
+        if self.source == "grammar":
+            yield from self._grammar_problems()
+        elif self.grammar is not None:
+            yield "grammar", f"is given but source is '{self.source}'; set source: grammar"
+        if self.source != "grammar" and self.vocab_size < BYTE_VOCABULARY:
             yield (
                 "vocab_size",
                 f"{self.vocab_size} is below {BYTE_VOCABULARY}, the 256 bytes and the end-of-text token",
@@ -104,3 +167,22 @@ class DataConfig:
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield key, f"{value} is below 1"
+
+    @property
+    def language(self) -> GrammarConfig:
+        """The language of `source: grammar`."""
+        return self.grammar or GrammarConfig()
+
+    def _grammar_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield what is wrong with the sizes of the levels: right-hand sides must all differ."""
+        if self.vocab_size < 2:
+            yield "vocab_size", f"{self.vocab_size} must be at least 2"
+            return
+        sizes = [level.symbols for level in self.language.levels] + [self.vocab_size]
+        for i, (level, size) in enumerate(zip(self.language.levels, sizes[1:], strict=True)):
+            wanted, there = level.symbols * level.rules, size**level.length
+            if there > 2**62:
+                yield f"grammar.levels.{i}.length", f"{size}^{level.length} right-hand sides are more than 2^62"
+            elif wanted > there:
+                message = f"{level.symbols} x {level.rules} rules need as many different right-hand sides"
+                yield f"grammar.levels.{i}.symbols", f"{message}; there are {size}^{level.length} = {there:,}"

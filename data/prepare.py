@@ -17,11 +17,13 @@ import numpy as np
 
 from data.config import DataConfig, DataError
 from data.documents import Document, Tally, documents, is_validation, split_position
+from data.grammar import make_grammar, token_blocks
 from data.progress import Progress
 from data.shards import (
     MANIFEST,
     TOKEN_BYTES,
     TOKENIZER,
+    Language,
     Manifest,
     SplitWriter,
     TokenizerEntry,
@@ -31,15 +33,17 @@ from data.shards import (
     write_manifest,
 )
 from data.sources import Source, open_source
-from data.tokenizer import ByteTokenizer, for_config
+from data.tokenizer import ByteTokenizer, for_config, tokenizer_of_numbers
 
 FORMAT = 1  # part of every corpus's name: raise it when the same configuration would give other tokens
 _BATCH_BYTES = 8_000_000  # text handed to the tokenizer at once: enough to keep many threads busy
 # Keys that change neither which text is taken nor how it is tokenised, or that the source's identity stands for.
 _NOT_IN_NAME = (
     *("source", "files", "dataset", "subset", "revision", "split", "text_field", "text_unit"),
-    *("streaming", "prepared", "directory", "tokenizer"),
+    *("streaming", "prepared", "directory", "tokenizer", "grammar"),
 )
+# Of a generated language, what counts beside its own keys.
+_OF_GRAMMAR = ("vocab_size", "shard_tokens")
 
 
 def prepare(config: DataConfig, progress: bool = True) -> Path:
@@ -81,6 +85,8 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
 
 def _name_hash(config: DataConfig, source: Source) -> str:
     parts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_NAME}
+    if config.source == "grammar":
+        parts = {key: parts[key] for key in _OF_GRAMMAR}
     parts |= {"format": FORMAT, "source": config.source, "identity": source.identity}
     parts["max_bytes"] = source.max_bytes
     if config.tokenizer is not None:
@@ -110,7 +116,8 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
     partial.mkdir()
     try:
         with Progress(f"preparing {directory.name}", source.max_bytes, progress) as shown:
-            manifest = _write(config, source, partial, directory.name, shown)
+            write = _write_language if config.source == "grammar" else _write_text
+            manifest = write(config, source, partial, directory.name, shown)
         write_manifest(partial, manifest)
         sync_directory(partial)
         partial.rename(directory)
@@ -120,7 +127,7 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
         raise
 
 
-def _write(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
+def _write_text(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
     tally = Tally()
     stream = documents(source.texts(), source.max_bytes, config.deduplicate, tally)
     head, training_text, whole = _head(config, stream)
@@ -164,6 +171,42 @@ def _write(config: DataConfig, source: Source, partial: Path, name: str, shown: 
         dropped={"empty": tally.empty, "duplicate": tally.duplicate},
         config=json.loads(json.dumps(dataclasses.asdict(config))),
         versions=_versions(),
+    )
+
+
+def _write_language(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
+    grammar = make_grammar(config.language, config.vocab_size)
+    dtype = np.dtype("<u2" if config.vocab_size <= 2**16 else "<u4")
+    token_bytes = np.ones(config.vocab_size, dtype=np.int32)  # so that bits per byte are bits per token
+    splits = {}
+    done = 0
+    for split, tokens in (("train", config.language.tokens), ("validation", config.language.validation_tokens)):
+        writer = SplitWriter(partial, split, dtype, config.shard_tokens, token_bytes, None)
+        for block in token_blocks(grammar, split, tokens):
+            writer.write(block)
+            shown.update(done := done + len(block))
+        splits[split] = writer.close()
+    tokenizer_json = write_file(partial / TOKENIZER, tokenizer_of_numbers(config.vocab_size).encode())
+    return Manifest(
+        schema=1,
+        name=name,
+        dtype="uint16" if dtype.itemsize == 2 else "uint32",
+        tokenizer=TokenizerEntry(
+            sha256=tokenizer_json.sha256,
+            vocab_size=config.vocab_size,
+            end_of_text=None,
+            end_of_text_id=None,
+            trained_bytes=0,
+        ),
+        train=splits["train"],
+        validation=splits["validation"],
+        files=(tokenizer_json, write_file(partial / TOKEN_BYTES, token_bytes.astype("<i4").tobytes())),
+        source={"kind": config.source, **source.identity, "capped": False},
+        documents_sha256=hashlib.sha256(json.dumps(source.identity, sort_keys=True).encode()).hexdigest(),
+        dropped={},
+        config=json.loads(json.dumps(dataclasses.asdict(config))),
+        versions=_versions(),
+        language=Language(entropy_rate=grammar.entropy_rate, tokens_per_string=grammar.tokens_per_string),
     )
 
 

@@ -63,13 +63,24 @@ class Split:
 
 @config
 class TokenizerEntry:
-    """The vocabulary; `trained_bytes` is the text it was trained on, 0 when it was given."""
+    """The vocabulary; `trained_bytes` is the text it was trained on, 0 when it was given.
+
+    A generated language has no end-of-text token, for its strings need none.
+    """
 
     sha256: str
     vocab_size: int
-    end_of_text: str
-    end_of_text_id: int
+    end_of_text: str | None
+    end_of_text_id: int | None
     trained_bytes: int
+
+
+@config
+class Language:
+    """Of a generated language: its entropy in nats per token, exact for windows of whole strings, and their tokens."""
+
+    entropy_rate: float
+    tokens_per_string: int
 
 
 @config
@@ -88,6 +99,7 @@ class Manifest:
     dropped: dict[str, int]
     config: dict[str, Any]
     versions: dict[str, str]
+    language: Language | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -98,7 +110,8 @@ class Manifest:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) where the manifest contradicts itself."""
-        if not 0 <= self.tokenizer.end_of_text_id < self.tokenizer.vocab_size:
+        end_of_text_id = self.tokenizer.end_of_text_id
+        if end_of_text_id is not None and not 0 <= end_of_text_id < self.tokenizer.vocab_size:
             yield "tokenizer.end_of_text_id", "is not in the vocabulary"
         if self.tokenizer.vocab_size > np.iinfo(self.dtype).max + 1:
             yield "dtype", f"'{self.dtype}' cannot hold {self.tokenizer.vocab_size} tokens"
@@ -197,7 +210,7 @@ class SplitWriter:
         dtype: np.dtype[Any],
         shard_tokens: int,
         token_bytes: np.ndarray,
-        end_of_text_id: int,
+        end_of_text_id: int | None,
     ) -> None:
         self._directory, self._split, self._dtype = directory, split, dtype
         self._shard_tokens, self._token_bytes, self._end_of_text_id = shard_tokens, token_bytes, end_of_text_id
@@ -223,7 +236,8 @@ class SplitWriter:
             self._file.write(raw)
             self._hash.update(raw)
             self._tokens += len(part)
-            self._documents += int(np.count_nonzero(part == self._end_of_text_id))
+            if self._end_of_text_id is not None:
+                self._documents += int(np.count_nonzero(part == self._end_of_text_id))
             self._bytes += int(self._token_bytes[part].sum(dtype=np.int64))
 
     def _finish(self) -> None:
@@ -290,7 +304,7 @@ class Corpus:
     directory: Path
     manifest: Manifest
     vocab_size: int
-    end_of_text_id: int
+    end_of_text_id: int | None
     token_bytes: np.ndarray
     train: TokenStream
     validation: TokenStream

@@ -8,7 +8,7 @@ import platform
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,7 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         DataError: when a file or data set is missing, empty or of an unknown format.
     """
-    return {"pysource": _pysource, "files": _files, "hub": _hub}[config.source](config)
+    return {"pysource": _pysource, "files": _files, "hub": _hub, "grammar": _grammar}[config.source](config)
 
 
 # ------------------------------------------------------------------------------------------ pysource
@@ -95,6 +95,14 @@ def _modules(root: Path) -> Iterator[Path]:
         # The standard library's directory may hold the base interpreter's packages too.
         folders[:] = [f for f in folders if f not in ("site-packages", "dist-packages", "__pycache__")]
         yield from (Path(directory, f) for f in files if f.endswith(".py"))
+
+
+# ------------------------------------------------------------------------------------------- grammar
+
+
+def _grammar(config: DataConfig) -> Source:
+    # Its strings are made as tokens (data/grammar.py) and never are text.
+    return Source("grammar", {"grammar": asdict(config.language)}, {}, lambda: iter(()), None)
 
 
 # --------------------------------------------------------------------------------------------- files

@@ -140,6 +140,15 @@ def for_config(config: DataConfig, texts: Iterable[str]) -> ByteTokenizer:
     return train(texts, config.vocab_size)
 
 
+def tokenizer_of_numbers(vocab_size: int) -> str:
+    """Return the content of a `tokenizer.json` that writes token i as the number i, with spaces between."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(models.WordLevel({str(i): i for i in range(vocab_size)}))
+    backend.pre_tokenizer = pre_tokenizers.Whitespace()
+    return str(backend.to_str(pretty=True))
+
+
 def _threads() -> None:
     # Unset, the library prints a warning whenever a process forks after it has encoded something.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")

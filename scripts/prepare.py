@@ -78,6 +78,9 @@ def summary(directory: Path, manifest: Manifest) -> str:
             f"{len(split.shards)} shard{'s' if len(split.shards) > 1 else ''}"
         )
     tokenizer = manifest.tokenizer
+    if manifest.language is not None:
+        lines.append(f"entropy     {manifest.language.entropy_rate:>13.6f} nats per token, exactly")
+        return "\n".join(lines)
     dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
     lines += [
         f"vocabulary  {tokenizer.vocab_size:>13,} tokens  ({manifest.dtype}, sha256 {tokenizer.sha256[:12]})",

@@ -295,6 +295,12 @@ class RunConfig:
                 "train.sequence_length",
                 f"{self.train.sequence_length} {message}; nearest is {self.model.context_length}",
             )
+        per_string = self.data.language.tokens_per_string
+        if self.data.source == "grammar" and self.train.sequence_length % per_string:
+            near = max(1, round(self.train.sequence_length / per_string)) * per_string
+            message = f"{self.train.sequence_length} is no multiple of the {per_string} tokens of a string"
+            reason = "the entropy is exact for whole strings"
+            yield "train.sequence_length", f"{message} (data.grammar.levels), and {reason}; nearest is {near}"
         if self.model.vocab_size != self.data.vocab_size:
             message = f"{self.model.vocab_size} differs from data.vocab_size={self.data.vocab_size}"
             yield "model.vocab_size", f"{message}; leave it out to take the tokenizer's"

@@ -139,8 +139,7 @@ def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry
     shutil.copyfile(corpus / TOKENIZER, out / TOKENIZER)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": entry.end_of_text,
-        "eos_token": entry.end_of_text,
+        **({"bos_token": entry.end_of_text, "eos_token": entry.end_of_text} if entry.end_of_text else {}),
         "model_max_length": run.model.context_length,
         "clean_up_tokenization_spaces": False,
     }

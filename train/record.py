@@ -106,9 +106,17 @@ def describe_data(run: RunConfig, corpus: Corpus, windows: Windows) -> dict[str,
         "validation_bytes_per_token": target_bytes(corpus, windows) / tokens,
         "epochs": repeated.epochs,
         "unique_tokens": repeated.unique_tokens,
+        "entropy_rate": _entropy_rate(corpus, run.train.sequence_length),
         "corpus": corpus.directory.name,
         "corpus_fingerprint": corpus.fingerprint,
     }
+
+
+def _entropy_rate(corpus: Corpus, sequence_length: int) -> float | None:
+    """Return the nats per token that no model can do better than; None where they are not known."""
+    language = corpus.manifest.language
+    known = language is not None and sequence_length % language.tokens_per_string == 0
+    return language.entropy_rate if language is not None and known else None
 
 
 def _versions() -> dict[str, Any]:
