@@ -14,6 +14,10 @@ Strings are independent and all of T tokens. A window of k T tokens that starts 
 last T - 1 tokens of its first string, k - 1 whole strings and the first token of the next one, which nothing before it
 foretells: together the entropy of k strings. Windows that are multiples of T are therefore predicted at exactly
 E = H(string) / T nats per token by the best possible model; of other windows this is not true, and they are refused.
+
+Of a million tokens drawn at random, the best possible loss is .002 nats off E, as much as a tenth of what a large model
+has left to learn. The roots of validation strings are therefore a systematic sample (Madow & Madow 1944): in each block
+every root occurs as often as expected, to within one, and .00001 is left.
 """
 
 import math
@@ -48,6 +52,12 @@ class Choice:
         column = ((bits >> np.uint64(32)) * np.uint64(len(self.alias)) >> np.uint64(32)).astype(np.uint32)
         own = bits.astype(np.uint32) <= self.threshold[column]
         return np.where(own, column, self.alias[column])
+
+    def draw_evenly(self, count: int, generator: np.random.Generator) -> Symbols:
+        """Draw each choice `count` times its probability, rounded up or down by chance, in random order."""
+        places = (generator.permutation(count) + generator.random()) / count
+        drawn = np.searchsorted(np.cumsum(self.probability), places, side="right")
+        return np.minimum(drawn, len(self.probability) - 1).astype(np.uint32)
 
     @property
     def entropy(self) -> float:
@@ -113,7 +123,11 @@ class Grammar:
     def _block(self, split: str, block: int) -> Symbols:
         seeds = np.random.SeedSequence([self.config.seed, 1 + _STREAMS[split], block])
         bits = np.random.SFC64(seeds)
-        symbols = self.roots.draw(bits.random_raw(STRINGS_PER_BLOCK)).reshape(STRINGS_PER_BLOCK, 1)
+        if split == "validation":
+            symbols = self.roots.draw_evenly(STRINGS_PER_BLOCK, np.random.Generator(bits))
+        else:
+            symbols = self.roots.draw(bits.random_raw(STRINGS_PER_BLOCK))
+        symbols = symbols.reshape(STRINGS_PER_BLOCK, 1)
         for rule, right_side in zip(self.rules, self.right_sides, strict=True):
             count, options, length = right_side.shape
             if options > 1:

@@ -102,7 +102,8 @@ def _modules(root: Path) -> Iterator[Path]:
 
 def _grammar(config: DataConfig) -> Source:
     # Its strings are made as tokens (data/grammar.py) and never are text.
-    return Source("grammar", {"grammar": asdict(config.language)}, {}, lambda: iter(()), None)
+    identity = {"grammar": asdict(config.language), "validation": "systematic sample"}
+    return Source("grammar", identity, {}, lambda: iter(()), None)
 
 
 # --------------------------------------------------------------------------------------------- files

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from .text import nats
+from .truth import verdict
 
 
 def show(law: dict[str, Any], console: Console) -> None:
@@ -19,6 +20,8 @@ def show(law: dict[str, Any], console: Console) -> None:
         low, high = law["intervals"][name]
         grid.add_row(name, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
     console.print(grid)
+    if said := verdict(law):
+        console.print(said)
     certificate = law["certificate"]
     console.print(
         f"objective {certificate['objective']:.9g}, gradient norm {certificate['gradient_norm']:.1e}, "

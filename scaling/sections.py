@@ -13,6 +13,7 @@ from .page import Grid, Section, Source, picture, some
 from .plots import Scale
 from .text import count, flops, formula, percent, significant, symbol
 from .traces import binned, read_curves
+from .truth import verdict
 from .view import View
 
 MOST_ROWS = 500  # of the table of runs
@@ -56,7 +57,7 @@ def _coefficients(source: Source) -> Section:
             "into the limit of its range: there the data do not determine it."
         )
     head = ("coefficient", "#value", f"#{source.level} interval", "#at a bound", "meaning")
-    text = [f"{law.get('formula', law['law'])}. {law.get('paper', '')}"]
+    text = [f"{law.get('formula', law['law'])}. {law.get('paper', '')}", *filter(None, [verdict(law)])]
     grids = [Grid(head, rows, note)]
     others = [_companion_row(fit) for fit in law.get("fits", {}).values()]
     if others:

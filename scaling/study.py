@@ -20,6 +20,7 @@ from .laws import LAWS, Array, Law, law_named
 from .noise import weights_for
 from .sensitivity import sensitivity
 from .table import Table
+from .truth import entropy_rate
 from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
@@ -119,6 +120,7 @@ def study(table: Table, options: Options | None = None) -> Study:
         "residuals": fitted.residuals,
         "residual_sigma": residual_sigma(fitted.residuals, fitted.problem.free),
         "free_parameters": fitted.problem.free,
+        "entropy_rate": entropy_rate(rows),
         "bootstrap": _bootstrap_summary(boot),
         "profile_E": _profile(fitted, rows, options),
         "backtest": _windows(law, rows, options),

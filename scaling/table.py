@@ -23,7 +23,10 @@ Array = NDArray[np.float64]
 
 REQUIRED = ("N", "D", "loss")
 # Columns that some law, weight or switch reads; other columns of a table are ignored.
-OPTIONAL = ("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed")
+OPTIONAL = (
+    *("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed"),
+    "entropy_rate",
+)
 TEXT = ("run", "complete", "tainted")
 MAY_BE_ZERO = ("weight", "score", "warmup", "seed", "stderr", "N_head")
 LEAST, MOST = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
@@ -39,6 +42,7 @@ RECORD_FIELDS = {
     "N_non_embedding": "N_non_embedding",
     "N_head": "N_head",
     "seed": "seed",
+    "entropy_rate": "entropy_rate",
 }
 N_DEFINITIONS = ("total", "non-embedding", "with-head")
 C_DEFINITIONS = ("exact", "6nd")
@@ -61,9 +65,10 @@ class Table:
     """Measurements, one per row.
 
     ``columns`` always has N (parameters), D (tokens) and loss (nats per token) and, where the source gives them, C
-    (FLOPs), U (unique tokens), S (steps), weight, stderr (of the loss, nats per token), score and the parameter
-    groups. ``run`` names the training run of each row: rows of one run share their noise. ``rows`` are row numbers in
-    the source, from 1. ``sha256`` is that of the source's bytes.
+    (FLOPs), U (unique tokens), S (steps), weight, stderr (of the loss, nats per token), score, the entropy rate of the
+    text (nats per token) where it is known, and the parameter groups. ``run`` names the training run of each row: rows
+    of one run share their noise. ``rows`` are row numbers in the source, from 1. ``sha256`` is that of the source's
+    bytes.
     """
 
     columns: dict[str, Array]

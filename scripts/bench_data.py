@@ -4,6 +4,7 @@
   same text in memory (a pipeline that adds nothing scores 1).
 - Sampling: tokens a second that `batch` delivers, over those that the smallest model of the ladders trains on in a
   bare loop, which nothing on this machine outruns (a pipeline that is never waited for scores far above 1).
+- Generating: tokens a second of the lexicon of known entropy (data/grammar.py), over reading tokens from shards.
 """
 
 import argparse
@@ -19,8 +20,9 @@ from rich.table import Table
 
 from configs.reader import build
 from data.batches import Corpus, batch, open_corpus
-from data.config import DataConfig, DataError
+from data.config import DataConfig, DataError, GrammarConfig
 from data.documents import Tally, documents
+from data.grammar import STRINGS_PER_BLOCK, make_grammar, token_blocks
 from data.prepare import prepare
 from data.shards import TOKENIZER
 from data.sources import open_source
@@ -31,6 +33,7 @@ from model.transformer import GPT
 
 SMALLEST, BATCH, SEQUENCE = "tiny-1k", 16, 256
 SAMPLED_STEPS, TRAINED_STEPS = 300, 4
+GENERATED = 300 * STRINGS_PER_BLOCK  # tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,6 +70,7 @@ def measure(config: DataConfig, repeats: int) -> Table:
     corpus = open_corpus(first)
 
     training_text = texts[: max(1, len(texts) * config.tokenizer_bytes // int(megabytes * 1e6))]
+    grammar = make_grammar(GrammarConfig(), vocab_size=64)
     prepared = iter(range(repeats))
     taken = best_of(
         repeats,
@@ -78,6 +82,7 @@ def measure(config: DataConfig, repeats: int) -> Table:
             "train": lambda: train(training_text, config.vocab_size),
             "sample": lambda: sample(corpus, SAMPLED_STEPS),
             "step": trainer(corpus),
+            "generate": lambda: sum(1 for _ in token_blocks(grammar, "train", GENERATED)),
         },
     )
     sampling = SAMPLED_STEPS * BATCH * SEQUENCE / taken["sample"]
@@ -93,6 +98,9 @@ def measure(config: DataConfig, repeats: int) -> Table:
     model = f"{SMALLEST} in a bare loop"
     speeds = (f"{sampling / 1e6:.1f} M tokens/s", model, f"{training / 1e6:.3f} M tokens/s")
     table.add_row("batch", *speeds, f"{sampling / training:,.0f}")
+    generating = GENERATED / taken["generate"]
+    speeds = (f"{generating / 1e6:.1f} M tokens/s", "batch", f"{sampling / 1e6:.1f} M tokens/s")
+    table.add_row("generate", *speeds, f"{generating / sampling:.2f}")
     return table
 
 

@@ -60,6 +60,33 @@ def test_entropy_is_that_of_all_strings(config):
     assert grammar.entropy_rate == pytest.approx(-(p * np.log(p)).sum() / grammar.tokens_per_string, abs=1e-12)
 
 
+@pytest.mark.parametrize("config", [LEXICON, CHOICES, HIERARCHY], ids=["lexicon", "choices", "hierarchy"])
+def test_targets_of_a_window_carry_the_entropy_of_its_strings(config):
+    grammar = make_grammar(config, vocab_size=7)
+    strings = distribution(grammar)
+    prefixes = conditional(strings)
+    firsts = {prefix: p for prefix, p in prefixes.items() if len(prefix) == 1}
+    # A window of one string and its target beyond: every pair of a string and a first token of the next.
+    loss = sum(
+        p * q * -(math.log(p / firsts[string[:1]]) + math.log(q))
+        for string, p in strings.items()
+        for q in firsts.values()
+    )
+    assert loss / grammar.tokens_per_string == pytest.approx(grammar.entropy_rate, abs=1e-12)
+
+
+def test_validation_roots_occur_as_often_as_expected():
+    grammar = make_grammar(GrammarConfig(), vocab_size=64)
+    expected = STRINGS_PER_BLOCK * grammar.roots.probability
+    drawn = grammar.roots.draw_evenly(STRINGS_PER_BLOCK, np.random.default_rng(0))
+    assert np.abs(np.bincount(drawn, minlength=len(expected)) - expected).max() <= 1
+    nats = dict(zip(map(tuple, grammar.right_sides[0][:, 0].tolist()), -np.log(grammar.roots.probability), strict=True))
+    strings = grammar.strings("validation", 0, 2 * STRINGS_PER_BLOCK)
+    assert np.mean([nats[string] for string in map(tuple, strings.tolist())]) / 3 == pytest.approx(
+        grammar.entropy_rate, abs=1e-4
+    )
+
+
 def test_published_lexicon():
     assert make_grammar(GrammarConfig(), vocab_size=64).entropy_rate == pytest.approx(1.7670, abs=5e-5)
 

@@ -1,0 +1,63 @@
+"""The fitted E beside the entropy rate of the text: in law.json, on the console and in the report."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from rich.console import Console
+from scaling_tables import TRUTH, grid, table
+
+from scaling.console import show
+from scaling.laws import LAWS
+from scaling.report import write_report
+from scaling.study import Options, Study, study
+from scaling.table import read_table
+from scaling.truth import entropy_rate, verdict
+
+
+def known(rate: float | None, noise: float = 1e-4, **pinned: float) -> Study:
+    """The study of 20 runs with a little noise, on text of a stated entropy rate."""
+    columns = grid()
+    exact = LAWS["chinchilla"].evaluate(TRUTH, columns)
+    columns["loss"] = exact * np.exp(noise * np.random.default_rng(0).standard_normal(len(exact)))
+    if rate is not None:
+        columns["entropy_rate"] = np.full(len(exact), rate)
+    return study(table(columns), Options(draws=200, average=False, pinned=pinned))
+
+
+def test_the_verdict_follows_the_interval(tmp_path):
+    found = known(TRUTH["E"])
+    assert found.law["entropy_rate"] == TRUTH["E"]
+    sentence = verdict(found.law)
+    assert sentence is not None
+    assert "is 1.6900 nats per token" in sentence
+    assert sentence.endswith(", covers the truth.")
+    missed = verdict(known(TRUTH["E"] + 0.2).law)
+    assert missed is not None
+    assert missed.endswith(", does not cover the truth.")
+
+    shown = io.StringIO()
+    show(
+        {**found.law, "forecasts": {"scored": [], "pending": 0, "covered": 0, "changed": []}},
+        Console(file=shown, width=400),
+    )
+    assert sentence in shown.getvalue()
+    page = write_report(found.law, table(grid() | {"loss": np.linspace(2, 3, 20)}), found.draws, None, tmp_path)
+    assert sentence in page.read_text(encoding="utf-8")
+
+
+def test_without_a_known_truth_nothing_is_said():
+    assert verdict(known(None).law) is None
+    assert verdict(known(1.69, E=1.69).law) is None  # pinned: nothing was estimated
+
+
+def test_records_and_tables_carry_the_rate(tmp_path):
+    for i, rate in enumerate((1.5, 1.5, 1.6)):
+        (tmp_path / f"r{i}").mkdir()
+        record = {"N": 1e6, "D": 1e7, "val_loss": 3.0, "complete": True, "entropy_rate": rate}
+        (tmp_path / f"r{i}" / "record.json").write_text(json.dumps(record))
+    mixed = read_table(tmp_path)
+    assert mixed.columns["entropy_rate"].tolist() == [1.5, 1.5, 1.6]
+    assert entropy_rate(mixed) is None  # runs on different texts share no truth
+    assert entropy_rate(mixed.select(mixed.columns["entropy_rate"] == 1.5)) == pytest.approx(1.5)
