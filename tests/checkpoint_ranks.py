@@ -1,6 +1,6 @@
-"""What `test_train_checkpoint_ranks.py` starts on two processes: many engines in turn, results as JSON.
+"""What `test_train_checkpoint_ranks.py` starts on two and on four processes: many engines in turn, results as JSON.
 
-python tests/checkpoint_program.py SMALL.yaml OUT
+python -m tests.checkpoint_ranks SMALL.yaml OUT_OF_TWO OUT_OF_FOUR
 """
 
 import json
@@ -40,20 +40,24 @@ Curve = list[tuple[float, float]]
 class Case:
     """One topology, precision and tying; engines of it, and their curves."""
 
-    def __init__(self, config: Path, out: Path, precision: str, stages: int, zero: int, tied: str) -> None:
-        self.name = f"{precision}-pp{stages}-zero{zero}-{'tied' if tied == 'true' else 'untied'}"
+    def __init__(
+        self, config: Path, out: Path, precision: str, stages: int, zero: int, tensor: int = 1, tied: bool = True
+    ) -> None:
+        self.topology: Topology = launched_topology(stages, tensor)
+        self.name = f"{precision}-pp{stages}-tp{tensor}-zero{zero}-{'tied' if tied else 'untied'}"
         self.run: RunConfig = load_run(
             config,
             [
                 f"--precision={precision}",
                 f"--parallel.pipeline_stages={stages}",
                 f"--parallel.zero_stage={zero}",
-                f"--model.tied={tied}",
+                f"--parallel.tensor_parallel={tensor}",
+                f"--model.tied={str(tied).lower()}",
+                f"--model.bias={str(not tied).lower()}",
                 "--data.vocab_size=299",  # odd, so that partitions cut through parameters
                 "--checkpoint.keep=9",
             ],
         )
-        self.topology: Topology = launched_topology(stages)
         self.corpus = open_corpus(prepare(self.run.data))
         self.run_dir = out / self.name
         # Step HALF is the last of an epoch of the data, or the one after it.
@@ -109,11 +113,12 @@ def other_topology(case: Case, source: Case, out: Path) -> dict[str, Any]:
     engine = case.engine()
     case.resume(engine, source.run_dir)
     case.save(engine, HALF, out)
-    before, after = (StateReader(folder / f"checkpoints/step-{HALF:08d}") for folder in (source.run_dir, out))
+    shapes = parameter_shapes(case.run.model)
+    before, after = (StateReader(folder / f"checkpoints/step-{HALF:08d}", shapes) for folder in (source.run_dir, out))
     exact = all(
         torch.equal(*(reader.read(kind, name, 0, int(np.prod(shape))) for reader in (before, after)))
         and before.step(name) == after.step(name) == HALF
-        for name, shape in parameter_shapes(case.run.model).items()
+        for name, shape in shapes.items()
         for kind in KINDS
     )
     curve = case.train(engine, HALF, STEPS)
@@ -243,31 +248,47 @@ def rolled_back(case: Case) -> list[Any]:
 
 SHAPES = [("fp32", 1, 0), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 1, 3), ("fp32", 2, 0), ("fp32", 2, 1)]
 SHAPES += [("bf16", 1, 1), ("bf16", 1, 2), ("bf16", 1, 3), ("bf16", 2, 1)]
-"""Precision, pipeline stages and ZeRO stage, each with tied and with untied embeddings."""
+"""Precision, pipeline stages and ZeRO stage, with untied embeddings and biases."""
+TIED = [("fp32", 1, 0), ("fp32", 1, 1), ("fp32", 2, 0), ("fp32", 2, 1), ("bf16", 2, 1)]
+"""The same, where an embedding that is tied to the readout may lie in two places."""
+CUT = [("bf16", 1, 1, 2), ("bf16", 1, 2, 2), ("fp32", 1, 1, 2), ("fp32", 1, 3, 2)]
+"""The same and tensor parallelism."""
 
 
-def main(config: Path, out: Path) -> dict[str, Any]:
-    """Do everything; return what this process found."""
-    cases = [Case(config, out, *shape, tied) for tied in ("true", "false") for shape in SHAPES]
-    results: dict[str, Any] = {"same": {}, "other": {}}
-    for case in cases:
-        results["same"][case.name] = same_topology(case)
-    for case, source in zip(cases, [cases[-1], *cases[:-1]], strict=True):
+def continued(cases: list[Case], sources: list[Case], out: Path) -> dict[str, Any]:
+    """Continue each case by itself, and from the checkpoint of its source where that is of the same science."""
+    results: dict[str, Any] = {"same": {case.name: same_topology(case) for case in cases}, "other": {}}
+    for case, source in zip(cases, sources, strict=True):
         if case.run.precision == source.run.precision and case.run.model == source.run.model:
             results["other"][case.name] = [source.name, other_topology(case, source, out / "moved" / case.name)]
+    return results
+
+
+def on_two(config: Path, out: Path) -> dict[str, Any]:
+    """Do everything that needs two processes; return what this one found."""
+    cases = [Case(config, out, *shape, tied=True) for shape in TIED]
+    cases += [Case(config, out, *shape, tied=False) for shape in [*CUT, *SHAPES]]
+    results = continued(cases, [cases[-1], *cases[:-1]], out)
     zero1 = cases[1]
     results["without moments"] = without_moments(zero1)
     results["epoch"] = around_an_epoch(zero1, out / "epoch")
     results["without rng"] = without_rng(zero1)
-    damaged_case = Case(config, out / "damaged", "bf16", 1, 1, "true")
+    damaged_case = Case(config, out / "damaged", "bf16", 1, 1)
     results["damaged"] = damaged(damaged_case, out / "it-ran")
     results["rolled back"] = rolled_back(damaged_case)
     return results
 
 
+def on_four(config: Path, out: Path, before: Path) -> dict[str, Any]:
+    """Two replicas of two processes that share each matrix, which also continue what two processes had saved."""
+    cases = [Case(config, out, *shape, tied=False) for shape in CUT[1:]]
+    sources = [("bf16", 1, 3), ("fp32", 1, 3, 2), ("fp32", 2, 1)]
+    return continued(cases, [Case(config, before, *shape, tied=False) for shape in sources], out)
+
+
 if __name__ == "__main__":
     connect(launched_topology(1))
-    _, small, directory = sys.argv
-    found = main(Path(small), Path(directory))
-    (Path(directory) / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
+    small, two, four = map(Path, sys.argv[1:])
+    found, folder = (on_two(small, two), two) if dist.get_world_size() == 2 else (on_four(small, four, two), four)
+    (folder / f"rank{dist.get_rank()}.json").write_text(json.dumps(found))
     disconnect()

@@ -212,9 +212,3 @@ def test_tokens_on_the_command_line_displace_steps_in_the_file() -> None:
 def test_a_sweep_is_not_a_run() -> None:
     with pytest.raises(ConfigError, match=r"axes: is a key of a sweep; scripts/sweep\.py runs it"):
         load_run(ROOT / "configs/sweeps/quickstart.yaml")
-
-
-def test_tensor_parallel_runs_cannot_write_checkpoints_and_say_so() -> None:
-    with pytest.raises(ConfigError, match=r"checkpoint\.every: 100 does not work with tensor_parallel=2.*null"):
-        load_run(TINY, ["--parallel.tensor_parallel=2"])
-    load_run(TINY, ["--parallel.tensor_parallel=2", "--checkpoint.every=null"])

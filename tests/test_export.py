@@ -138,7 +138,12 @@ def load_plain(out: Path) -> GPT:
     [
         pytest.param(1, ["--model.style=gpt2", "--model.tied=false"], 1e-5, id="plain-untied"),
         pytest.param(2, ["--precision=bf16", "--parallel.zero_stage=2"], 2e-2, id="bf16-zero2-dp2"),
-        pytest.param(2, ["--parallel.zero_stage=3", "--model.qk_norm=false"], 1e-5, id="zero3-dp2"),
+        pytest.param(
+            2,
+            ["--parallel.zero_stage=3", "--parallel.tensor_parallel=2", "--model.qk_norm=false"],
+            1e-5,
+            id="zero3-tp2",
+        ),
         pytest.param(2, ["--precision=bf16", "--parallel.pipeline_stages=2"], 2e-2, id="bf16-pp2"),
     ],
 )

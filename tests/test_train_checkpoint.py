@@ -22,7 +22,7 @@ import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
 from model.init import initialise
-from model.transformer import GPT
+from model.transformer import GPT, parameter_shapes
 from train import checkpoint, manifest, statefiles
 from train.config import RunConfig, load_run
 from train.manifest import CheckpointError, NotSaved, damage, newest_first, prune
@@ -197,7 +197,7 @@ def test_states_are_cut_into_files_and_read_in_any_stretch(
     assert list(weights) == list(expected)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
-    reader = StateReader(path)
+    reader = StateReader(path, parameter_shapes(run.model))
     flat = expected["embedding.weight"].detach().flatten()
     assert torch.equal(reader.read("weight", "embedding.weight", 990, 2020), flat[990:3010])
     with pytest.raises(ValueError, match=r"entry 4,800 of weight of 'embedding.weight' is not there"):

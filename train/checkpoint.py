@@ -191,7 +191,9 @@ def _load(path: Path, engine: Any, run: RunConfig, topology: Topology) -> Resume
 def _describe(run: RunConfig, topology: Topology) -> str:
     """Say on what a run is spread out; equal descriptions continue bit for bit."""
     processes = "1 process" if topology.world_size == 1 else f"{topology.world_size} processes"
-    return f"{processes}, {run.parallel.pipeline_stages} pipeline stage(s), ZeRO-{run.zero_stage}, {run.precision}"
+    cut = f", matrices in {topology.tensor_parallel} parts" if topology.tensor_parallel > 1 else ""
+    stages = f"{run.parallel.pipeline_stages} pipeline stage(s)"
+    return f"{processes}, {stages}{cut}, ZeRO-{run.zero_stage}, {run.precision}"
 
 
 # ---------------------------------------------------------------------------------------------- together

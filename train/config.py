@@ -315,10 +315,6 @@ class RunConfig:
                 near = math.gcd(getattr(self.model, key), self.parallel.tensor_parallel)
                 message = f"{self.parallel.tensor_parallel} does not divide model.{key}={getattr(self.model, key)}"
                 yield "parallel.tensor_parallel", f"{message}; nearest is {near}"
-        if self.parallel.tensor_parallel > 1 and self.checkpoint.every is not None:
-            message = f"does not work with tensor_parallel={self.parallel.tensor_parallel}"
-            reason = "checkpoints are not written from parts of matrices; nearest is null"
-            yield "checkpoint.every", f"{self.checkpoint.every} {message}: {reason}"
         if self.train.gradient_dtype == "bf16" and self.precision != "bf16":
             yield "train.gradient_dtype", f"bf16 is for precision=bf16, not {self.precision}; leave it out"
         if (

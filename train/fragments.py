@@ -4,6 +4,9 @@
     ZeRO-1 and ZeRO-2     a stretch of the flat fp32 partition of its group; `parameter._hp_mapping` has both addresses
     ZeRO-3                an equal part of each parameter, the last one padded, in the flat partition of its subgroup
 
+Under tensor parallelism a parameter is what this process has of a matrix, and `parameter` carries what DeepSpeed noted
+when it cut it.
+
 AdamW's moments are laid out like the tensor that it updates, so one address serves the weights and both moments.
 """
 
@@ -12,11 +15,13 @@ from math import prod
 from typing import Any
 
 import torch
+from deepspeed.checkpoint.constants import DS_AUTOTP_UC_META
 from torch import Tensor, nn
 
 from model.transformer import parameter_shapes
 from train.config import RunConfig
 from train.engine import named_parameters
+from train.places import Place, in_columns, in_rows
 from train.statefiles import KINDS, Fragment
 from train.topology import Topology
 
@@ -33,20 +38,38 @@ def fragments(engine: Any, run: RunConfig, topology: Topology) -> Iterator[Fragm
     """
     shapes = parameter_shapes(run.model)
     for index, (name, parameter) in enumerate(named_parameters(engine, run)):
-        shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
-        if shapes.get(name) != shape:
-            raise UnsupportedEngine(f"'{name}' is {shape} on this process, and {shapes.get(name)} in the model")
+        here = tuple(getattr(parameter, "ds_shape", parameter.shape))
+        cut = getattr(parameter, DS_AUTOTP_UC_META, {"partition_dim": None, "original_shape": here})
+        if shapes.get(name) != cut["original_shape"]:
+            raise UnsupportedEngine(f"'{name}' is {here} on this process, and {shapes.get(name)} in the model")
         held = _locate(engine, parameter)
         if held is None:
             continue
         flat, offset, start, count = held
-        # What every replica holds whole is shared out among them, so that they write side by side.
+        # What every replica holds whole is shared out among them, so that they write side by side; so is what every
+        # process of a replica holds alike.
         is_mine = flat is not parameter or index % topology.data_parallel == topology.replica
+        is_mine &= cut["partition_dim"] is not None or index % topology.tensor_parallel == topology.part
         is_written = is_mine and not getattr(parameter, "is_tied_copy", False)
-        count = min(count, prod(shape) - start)
-        if count > 0:
-            state = _optimizer_state(engine.basic_optimizer, flat)
-            yield Fragment(name, start, count, is_written, flat, offset, state)
+        count = min(count, prod(here) - start)
+        for place in _places(cut, topology.part, start, count):
+            yield Fragment(name, place, is_written, flat, offset, _optimizer_state(engine.basic_optimizer, flat))
+            offset += place.count
+
+
+def _places(cut: dict[str, Any], part: int, start: int, count: int) -> Iterator[Place]:
+    """Yield where entries of this process's part of a parameter lie in the whole."""
+    dimension, length = cut["partition_dim"], prod(cut["original_shape"][1:])
+    if dimension is None:
+        parts = [(0, cut["original_shape"][0])]
+    elif dimension == 0:
+        widths, sizes = cut["sub_param_shard_widths"], cut["sub_param_sizes"]
+        parts = [(sum(sizes[:i]) + sum(width[:part]), width[part]) for i, width in enumerate(widths)]
+    else:
+        widths = cut["partition_sizes"]
+        yield from in_columns(sum(widths[:part]), widths[part], length, start, count)
+        return
+    yield from in_rows(parts, length, start, count)
 
 
 def _locate(engine: Any, parameter: nn.Parameter) -> tuple[Tensor, int, int, int] | None:

@@ -35,6 +35,11 @@ class Topology:
         return self.rank // self.tensor_parallel % self.data_parallel
 
     @property
+    def part(self) -> int:
+        """Which part of each matrix this process has, of `tensor_parallel`."""
+        return self.rank % self.tensor_parallel
+
+    @property
     def is_main(self) -> bool:
         """True on the one process that writes files."""
         return self.rank == 0
