@@ -20,6 +20,7 @@ from model.transformer import GPT
 from scripts.export import LEFT_OUT, USER_ERROR, main
 from train.config import load_run
 
+TP2 = "--parallel.tensor_parallel=2"
 LOGITS = 1e-4
 """Largest difference of a logit in fp32; logits here are of order 1 to 10."""
 
