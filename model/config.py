@@ -47,6 +47,16 @@ class ModelConfig:
     """Base of the rotary frequencies."""
     norm_eps: float = 1e-5
     """Added to the variance in every normalisation."""
+    parametrization: Literal["standard", "mup", "completep"] = "standard"
+    """What keeps the best learning rate where it is: nothing; over widths, `mup`; over widths and depths, `completep`.
+    See model/parametrization.py."""
+    base_d_model: int = 64
+    """Width at which `mup` and `completep` are `standard`: where the learning rate was tuned. The defaults of this and
+    the next two are the shape of `tiny-98k`."""
+    base_d_head: int = 16
+    """Head width there."""
+    base_n_layer: int = 2
+    """Number of blocks there; of `completep` alone."""
 
     @property
     def d_head(self) -> int:
@@ -55,7 +65,7 @@ class ModelConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot be built."""
-        for key in ("n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"):
+        for key in _POSITIVE:
             if getattr(self, key) < 1:
                 yield key, f"{getattr(self, key)} must be at least 1"
         if self.d_model < 1 or self.n_head < 1:
@@ -67,6 +77,11 @@ class ModelConfig:
         elif self.positions == "rope" and self.d_head % 2:
             yield "n_head", f"RoPE needs an even head width, but d_model/n_head = {self.d_head}"
 
+
+_POSITIVE = (
+    *("n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"),
+    *("base_d_model", "base_d_head", "base_n_layer"),
+)
 
 _STYLES: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.config import ModelConfig
+from model.parametrization import fold_multipliers
 
 
 class NoCounterpart(ValueError):
@@ -162,12 +163,14 @@ def huggingface_config(config: ModelConfig, end_of_text_id: int | None) -> dict[
 def huggingface_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape the weights of `GPT(config)` for `transformers`; a tied output projection is left out.
 
+    Multipliers that those models do not have (`model/parametrization.py`) are in the weights.
+
     Raises:
         NoCounterpart: see `architecture`.
     """
     target = architecture(config)
     renamed: dict[str, Tensor] = {}
-    for name, weight in weights.items():
+    for name, weight in fold_multipliers(config, weights).items():
         prefix, module, kind = _split(name, target)
         in_block = bool(prefix)
         theirs = target.modules[module]

@@ -6,6 +6,7 @@ The classes `Embedding`, `Positions`, `Block`, `FinalNorm` and `Readout` are the
 `GPT` strings them together as a plain `nn.Module`; `train/pipeline.py` hands the same classes to a pipeline.
 """
 
+import math
 from functools import lru_cache
 
 import torch
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.loss import next_token_loss
+from model.parametrization import output_multiplier, query_multiplier, residual_multiplier
 
 
 class Norm(nn.Module):
@@ -65,13 +67,13 @@ def rotate(x_BHTK: Tensor, theta: float) -> Tensor:
     return torch.cat((left * cos - right * sin, right * cos + left * sin), dim=-1).type_as(x_BHTK)
 
 
-def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor) -> Tensor:
-    """Average the values of the positions up to each one, weighted by softmax(q k / sqrt(K)); (B, H, T, K)."""
+def causal_attention(q_BHTK: Tensor, k_BHTK: Tensor, v_BHTK: Tensor, scale: float) -> Tensor:
+    """Average the values of the positions up to each one, weighted by softmax(q k scale); (B, H, T, K)."""
     dtype = q_BHTK.dtype
     if dtype == torch.bfloat16 and q_BHTK.device.type == "cpu":
         # PyTorch's attention on a CPU takes more than twice as long in bf16 as in fp32.
         q_BHTK, k_BHTK, v_BHTK = q_BHTK.float(), k_BHTK.float(), v_BHTK.float()
-    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True).to(dtype)
+    return F.scaled_dot_product_attention(q_BHTK, k_BHTK, v_BHTK, is_causal=True, scale=scale).to(dtype)
 
 
 class Attention(nn.Module):
@@ -80,6 +82,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.d_head = config.d_head
+        self.scale = query_multiplier(config) / math.sqrt(config.d_head)
         self.theta = config.rope_theta if config.positions == "rope" else None
         self.qkv = Linear(config.d_model, 3 * config.d_model, bias=config.bias)
         self.out = Linear(config.d_model, config.d_model, bias=config.bias)
@@ -95,7 +98,7 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if self.theta is not None:
             q, k = rotate(q, self.theta), rotate(k, self.theta)
-        mixed_BHTK = causal_attention(q, k, v)
+        mixed_BHTK = causal_attention(q, k, v, self.scale)
         return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -150,11 +153,12 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = Norm(config)
         self.mlp = MLP(config)
+        self.multiplier = residual_multiplier(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Add attention, then the feed-forward layer, to the residual stream."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD))
-        return x_BTD + self.mlp(self.mlp_norm(x_BTD))
+        x_BTD = torch.add(x_BTD, self.attention(self.attention_norm(x_BTD)), alpha=self.multiplier)
+        return torch.add(x_BTD, self.mlp(self.mlp_norm(x_BTD)), alpha=self.multiplier)
 
 
 def compile_blocks(module: nn.Module) -> None:
@@ -165,10 +169,16 @@ def compile_blocks(module: nn.Module) -> None:
 
 
 class FinalNorm(Norm):
-    """The normalisation before the output projection."""
+    """The normalisation before the output projection, and what multiplies the logits."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.multiplier = output_multiplier(config)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Normalise and scale; same shape and dtype."""
+        x_BTD = super().forward(x_BTD)
+        return x_BTD if self.multiplier == 1 else x_BTD * self.multiplier
 
 
 class Readout(nn.Module):

@@ -156,7 +156,7 @@ def train_bare(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch], devi
         model.bfloat16()
     weights: list[Tensor] = list(model.parameters())
     updated: list[Tensor] = list(masters.values())
-    optimizer = adamw(masters.items(), run.optimizer)
+    optimizer = adamw(masters.items(), run.optimizer, run.model)
 
     def step(tokens: Tensor, targets: Tensor) -> Tensor:
         loss = model(tokens, targets)

@@ -55,6 +55,7 @@ class Case:
                 f"--model.tied={str(tied).lower()}",
                 f"--model.bias={str(not tied).lower()}",
                 "--data.vocab_size=299",  # odd, so that partitions cut through parameters
+                "--model.parametrization=completep",  # more groups of parameters
                 "--checkpoint.keep=9",
             ],
         )

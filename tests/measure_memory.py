@@ -75,7 +75,7 @@ def measure(run: RunConfig, topology: Topology) -> dict[str, int]:
 def main() -> None:
     """Measure the cases of the command line."""
     # As on a GPU: 16-bit attention, and the loss in chunks of a GPU's size.
-    model.transformer.causal_attention = lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    model.transformer.causal_attention = lambda q, k, v, scale: F.scaled_dot_product_attention(q, k, v, is_causal=True)
     model.loss._CHUNK_LOGITS["cpu"] = CHUNK_LOGITS
     runs = [run_of(case) for case in json.loads(sys.argv[1])]
     connect(launched_topology(1))

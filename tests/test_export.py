@@ -24,6 +24,8 @@ TP2 = "--parallel.tensor_parallel=2"
 LOGITS = 1e-4
 """Largest difference of a logit in fp32; logits here are of order 1 to 10."""
 
+COMPLETEP = {"parametrization": "completep", "base_d_model": 16, "base_d_head": 2, "base_n_layer": 1}
+
 
 def model_config(**keys: Any) -> ModelConfig:
     tree = {"n_layer": 2, "d_model": 32, "n_head": 4, "vocab_size": 97, "context_length": 24, **keys}
@@ -68,6 +70,9 @@ def largest_difference(model: GPT, directory: Path) -> float:
         pytest.param(
             {"style": "modern", "qk_norm": False, "bias": True, "tied": False}, "LlamaForCausalLM", id="llama-bias"
         ),
+        pytest.param({"style": "gpt2", **COMPLETEP}, "GPT2LMHeadModel", id="gpt2-completep"),
+        pytest.param({"style": "modern", **COMPLETEP}, "Qwen3ForCausalLM", id="modern-completep"),
+        pytest.param({"style": "modern", "qk_norm": False, **COMPLETEP}, "LlamaForCausalLM", id="llama-completep"),
     ],
 )
 def test_transformers_gives_the_same_logits(keys: dict[str, Any], name: str, tmp_path: Path) -> None:

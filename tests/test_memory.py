@@ -104,7 +104,7 @@ def shape(style: str) -> ModelConfig:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_gpt2_block_keeps_what_is_counted(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
-    monkeypatch.setattr("model.transformer.causal_attention", lambda q, k, v: attention(q, k, v, is_causal=True))
+    monkeypatch.setattr("model.transformer.causal_attention", lambda q, k, v, scale: attention(q, k, v, is_causal=True))
     config = shape("gpt2")
     kept, positions = saved_bytes(config, dtype)
     # A CPU keeps the statistics of LayerNorm in the model's precision, a GPU in fp32: four numbers for each position.

@@ -59,7 +59,7 @@ def stand_in(run: RunConfig, steps: int) -> Any:
     """What a checkpoint takes from DeepSpeed's engine, after some updates with the same gradients every time."""
     model = GPT(run.model)
     initialise(list(model.named_parameters()), run.model, run.seed)
-    optimizer = adamw(model.named_parameters(), run.optimizer)
+    optimizer = adamw(model.named_parameters(), run.optimizer, run.model)
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for parameter in model.parameters():

@@ -28,6 +28,12 @@ MODELS = {
     "modern-untied": ["--model.style=modern", "--model.tied=false"],
     "gpt2": ["--model.style=gpt2"],
     "gpt2-untied": ["--model.style=gpt2", "--model.tied=false"],
+    "completep": [
+        "--model.style=gpt2",
+        "--model.tied=false",
+        "--model.parametrization=completep",
+        *("--model.base_d_model=4", "--model.base_d_head=2", "--model.base_n_layer=1"),
+    ],
     "short": ["--model.style=modern", "--model.context_length=32", "--train.sequence_length=17"],
 }
 TOPOLOGIES: list[tuple[int, str, str, list[str]]] = [
@@ -50,7 +56,10 @@ TOPOLOGIES: list[tuple[int, str, str, list[str]]] = [
     (2, "dp2-zero3-recompute", "gpt2", [ZERO3, RECOMPUTE]),
     (2, "dp2-bf16", "modern-untied", [BF16]),
     (2, "dp2-bf16-zero3", "gpt2", [BF16, ZERO3]),
+    (2, "dp2-zero2-completep", "completep", [ZERO2]),
+    (2, "dp2-bf16-zero3-completep", "completep", [BF16, ZERO3]),
     (2, "pp2", "modern", [PP]),
+    (2, "pp2-completep", "completep", [PP]),
     (2, "pp2-zero0", "gpt2", [PP, ZERO0]),
     (2, "pp2-untied-recompute", "modern-untied", [PP, RECOMPUTE]),
     (2, "pp2-gpt2-untied", "gpt2-untied", [PP]),
@@ -60,6 +69,7 @@ TOPOLOGIES: list[tuple[int, str, str, list[str]]] = [
     (2, "pp2-bf16-recompute", "gpt2", [PP, BF16, RECOMPUTE]),
     (2, "pp2-bf16-sums-offload", "modern", [PP, BF16, BF16_SUMS, OFFLOAD]),
     (2, "tp2", "modern", [TP]),
+    (2, "tp2-completep", "completep", [TP]),
     (2, "tp2-recompute", "gpt2", [TP, RECOMPUTE]),
     (2, "tp2-zero2-offload", "gpt2-untied", [TP, ZERO2, OFFLOAD]),
     (2, "tp2-zero3", "modern-untied", [TP, ZERO3]),

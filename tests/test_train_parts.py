@@ -59,7 +59,7 @@ def test_only_matrices_decay() -> None:
         "blocks.0.mlp.up.bias": torch.nn.Parameter(torch.zeros(2)),
         "readout.weight": torch.nn.Parameter(torch.zeros(4, 2)),
     }
-    decay, keep = parameter_groups(named.items(), 0.1)
+    keep, decay = parameter_groups(named.items(), OptimizerConfig(lr=0.1, weight_decay=0.1), load_run(TINY).model)
     assert decay["weight_decay"] == 0.1
     assert [id(p) for p in decay["params"]] == [id(named["blocks.0.mlp.up.weight"]), id(named["readout.weight"])]
     assert keep["weight_decay"] == 0.0
@@ -67,9 +67,10 @@ def test_only_matrices_decay() -> None:
 
 
 def make_optimizer(max_norm: float) -> tuple[torch.nn.Parameter, ClippingAdamW]:
-    parameter = torch.nn.Parameter(torch.zeros(2, 2))
+    parameter, other = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
     config = OptimizerConfig(lr=0.1, gradient_clipping=max_norm)
-    return parameter, ClippingAdamW([("blocks.0.mlp.up.weight", parameter)], config, None)
+    named = [("blocks.0.mlp.up.weight", parameter), ("norm.weight", other)]
+    return parameter, ClippingAdamW(named, config, load_run(TINY).model, None)
 
 
 def test_clipping_scales_to_the_norm_and_reports_it() -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from model.init import initialise
 from model.transformer import GPT
 from train.config import RunConfig
-from train.optimizer import ClippingAdamW, adamw
+from train.optimizer import ClippingAdamW, adamw, set_learning_rate
 from train.pipeline import build_pipeline, pipeline_parameters
 from train.topology import Topology
 
@@ -47,7 +47,11 @@ def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) 
     parameters = list(named_parameters(module, run))
     initialise(parameters, run.model, run.seed)
     plain_fp32 = run.precision == "fp32" and run.zero_stage == 0
-    optimizer = ClippingAdamW(parameters, run.optimizer, stages) if plain_fp32 else adamw(parameters, run.optimizer)
+    optimizer = (
+        ClippingAdamW(parameters, run.optimizer, run.model, stages)
+        if plain_fp32
+        else adamw(parameters, run.optimizer, run.model)
+    )
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine
 
@@ -83,8 +87,7 @@ def release(engine: Any) -> None:
 
 def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: float, topology: Topology) -> Tensor:
     """Take one optimizer step and return the loss before it: nats per token, the mean over the global batch."""
-    for group in engine.basic_optimizer.param_groups:
-        group["lr"] = learning_rate
+    set_learning_rate(engine.basic_optimizer, learning_rate)
     if isinstance(engine, PipelineEngine):
         return engine.train_batch(iter(micro_batches))
     engine.train()

@@ -1,4 +1,4 @@
-"""AdamW with decay on matrices only, and global gradient clipping where DeepSpeed's own is not exact."""
+"""AdamW in groups of parameters that are updated alike, and gradient clipping where DeepSpeed's own is not exact."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,37 +7,64 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from model.config import ModelConfig
+from model.parametrization import rule
+from model.transformer import parameter_shapes
 from train.config import OptimizerConfig
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
-def parameter_groups(parameters: NamedParameters, weight_decay: float) -> list[dict[str, Any]]:
-    """Split parameters into matrices that decay and the rest: vectors and embeddings, which do not.
+def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model: ModelConfig) -> list[dict[str, Any]]:
+    """Group parameters that are updated alike, as `model/parametrization.py` has it.
 
-    An embedding row gets a gradient only when its token occurs, but would decay at every step (OLMo 2,
-    arXiv 2501.00656, section 3.2).
+    `lr_multiplier` of a group is for `set_learning_rate`; everything else is AdamW's own.
     """
-    decay: list[nn.Parameter] = []
-    keep: list[nn.Parameter] = []
+    alike: dict[_Multipliers, list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        is_embedding = name in ("embedding.weight", "positions.weight")
-        (keep if parameter.ndim == 1 or is_embedding else decay).append(parameter)
-    groups: list[dict[str, Any]] = [
-        {"params": decay, "weight_decay": weight_decay},
-        {"params": keep, "weight_decay": 0.0},
+        alike.setdefault(_multipliers(name, model), []).append(parameter)
+    groups = [
+        {
+            "params": members,
+            "lr": config.lr * lr,
+            "lr_multiplier": lr,
+            "eps": config.eps * eps,
+            "weight_decay": config.weight_decay * decay,
+        }
+        for (lr, eps, decay), members in alike.items()
     ]
-    return [group for group in groups if group["params"]]
+    # DeepSpeed adds the gradient norms of a pipeline's stages group by group: it would wait for ever for a group that
+    # one stage lacks. So that all have as many, a stage without some kind of parameter splits the group of another.
+    kinds = {_multipliers(name, model) for name in parameter_shapes(model)}
+    while len(groups) < len(kinds):
+        largest = max(groups, key=lambda group: len(group["params"]))
+        groups.append(largest | {"params": [largest["params"].pop()]})
+    return groups
 
 
-def adamw(parameters: NamedParameters, config: OptimizerConfig) -> torch.optim.AdamW:
+_Multipliers = tuple[float, float, float]
+
+
+def _multipliers(name: str, model: ModelConfig) -> _Multipliers:
+    """Return what a parameter's learning rate, eps and weight decay are multiplied by."""
+    row = rule(name, model)
+    return row.lr, row.eps, row.decay
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
+    """Give every group its multiple of the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_multiplier"]
+
+
+def adamw(parameters: NamedParameters, config: OptimizerConfig, model: ModelConfig) -> torch.optim.AdamW:
     """Build the AdamW that DeepSpeed wraps (bf16, fp16, ZeRO); the wrapper clips."""
-    return torch.optim.AdamW(parameter_groups(parameters, config.weight_decay), **_settings(config))
+    return torch.optim.AdamW(parameter_groups(parameters, config, model), **_settings(config))
 
 
 def _settings(config: OptimizerConfig) -> dict[str, Any]:
     # Fused does the whole update in one pass over memory, on CPU and GPU alike.
-    return {"lr": config.lr, "betas": (config.beta1, config.beta2), "eps": config.eps, "fused": True}
+    return {"betas": (config.beta1, config.beta2), "fused": True}
 
 
 class ClippingAdamW(torch.optim.AdamW):
@@ -48,13 +75,19 @@ class ClippingAdamW(torch.optim.AdamW):
     norm, skips a step whose norm is not finite, and exposes both under the attributes the engine looks for.
     """
 
-    def __init__(self, parameters: NamedParameters, config: OptimizerConfig, stages: dist.ProcessGroup | None) -> None:
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        config: OptimizerConfig,
+        model: ModelConfig,
+        stages: dist.ProcessGroup | None,
+    ) -> None:
         """Take named parameters and, under a pipeline, the group of its stages.
 
         A parameter whose `is_tied_copy` attribute is true is owned by another stage and left out of the norm.
         """
         named = list(parameters)
-        super().__init__(parameter_groups(named, config.weight_decay), **_settings(config))
+        super().__init__(parameter_groups(named, config, model), **_settings(config))
         self._owned = [p for _, p in named if not getattr(p, "is_tied_copy", False)]
         self._all = [p for _, p in named]
         self._stages = stages

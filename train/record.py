@@ -84,6 +84,7 @@ def make_record(
         "vocab_size": run.model.vocab_size,
         "style": run.model.style,
         "tied": run.model.tied,
+        "parametrization": run.model.parametrization,
         "precision": run.precision,
         "world_size": topology.world_size,
         "data_parallel": topology.data_parallel,
