@@ -23,7 +23,7 @@ def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model
     alike: dict[_Multipliers, list[nn.Parameter]] = {}
     for name, parameter in parameters:
         alike.setdefault(_multipliers(name, model), []).append(parameter)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "params": members,
             "lr": config.lr * lr,

@@ -1,0 +1,138 @@
+"""How far the best learning rate moves while models grow, and what it costs to keep that of the smallest.
+
+The question and the picture are those of Yang et al. 2022 (arXiv 2203.03466), figure 1, and Dey et al. 2025 (arXiv
+2505.01618), figure 1. Losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from .laws import Array
+from .plots import HELD_OUT, figure, log_axis
+from .table import TableError
+
+SIZES = {"d_model": "width", "n_layer": "blocks"}
+"""Field of a record that sizes may differ in, and its name in the picture."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """Models of one size, trained at several learning rates."""
+
+    parametrization: str
+    size: int
+    lr: Array
+    """Learning rates (n,), ascending."""
+    loss: Array
+    """Losses (n,), means over seeds."""
+
+    @property
+    def best(self) -> int:
+        """Index of the lowest loss."""
+        return int(np.argmin(self.loss))
+
+    @property
+    def at_edge(self) -> bool:
+        """Whether the best learning rate is the smallest or the largest that was tried."""
+        return self.best in (0, len(self.lr) - 1)
+
+    @property
+    def optimum(self) -> float:
+        """Learning rate at the lowest point of the parabola through the best and its neighbours, over log lr."""
+        if self.at_edge:
+            return float(self.lr[self.best])
+        near = slice(self.best - 1, self.best + 2)
+        a, b, _ = np.polyfit(np.log(self.lr[near]), self.loss[near], 2)
+        return float(np.exp(-b / (2 * a)))
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What happened to the best learning rate of one parametrization between its smallest and its largest model."""
+
+    parametrization: str
+    smallest: Scan
+    largest: Scan
+    doublings: float
+    """log2 of the largest model's best learning rate on the grid over the smallest one's."""
+    doublings_of_optimum: float
+    """The same of the parabolas' lowest points."""
+    penalty: float | None
+    """Loss of the largest model at the smallest one's best learning rate, above its own best; None: not trained."""
+
+
+def read_scans(runs_dir: Path, size: str = "d_model") -> list[Scan]:
+    """Read */record.json into one scan for each parametrization and `size` (a key of `SIZES`), in order.
+
+    Raises TableError when there is nothing to compare, or when the runs differ in something else.
+    """
+    losses: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
+    others = set()
+    for path in sorted(runs_dir.glob("*/record.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        losses[record.get("parametrization", "standard"), record[size]][record["lr"]].append(record["val_loss"])
+        others.add((record["D"], record["corpus"], *(record[key] for key in SIZES if key != size)))
+    if not losses:
+        raise TableError(f"{runs_dir}: no finished runs in it (looked for */record.json)")
+    if len(others) > 1:
+        rest = " and ".join(key for key in SIZES if key != size)
+        raise TableError(f"{runs_dir}: the runs differ in tokens, corpus or {rest} too; a transfer varies {size} alone")
+    scans = []
+    for (parametrization, value), found in sorted(losses.items()):
+        rates = sorted(found)
+        means = np.array([np.mean(found[rate]) for rate in rates])
+        scans.append(Scan(parametrization, value, np.array(rates), means))
+    return scans
+
+
+def transfers(scans: list[Scan]) -> list[Transfer]:
+    """Compare the smallest with the largest model of each parametrization. Raises TableError for one of one size."""
+    found = []
+    for name in dict.fromkeys(scan.parametrization for scan in scans):
+        alike = sorted((scan for scan in scans if scan.parametrization == name), key=lambda scan: scan.size)
+        small, large = alike[0], alike[-1]
+        if small is large:
+            raise TableError(f"{name}: one size alone; a transfer needs two")
+        kept = large.loss[large.lr == small.lr[small.best]]
+        found.append(
+            Transfer(
+                name,
+                small,
+                large,
+                float(np.log2(large.lr[large.best] / small.lr[small.best])),
+                float(np.log2(large.optimum / small.optimum)),
+                float(kept[0] - large.loss[large.best]) if len(kept) else None,
+            )
+        )
+    return found
+
+
+def picture(scans: list[Scan], size: str = "d_model") -> Figure:
+    """Loss against learning rate: a panel for each parametrization, a line for each size, its optimum marked."""
+    names = list(dict.fromkeys(scan.parametrization for scan in scans))
+    sizes = sorted({scan.size for scan in scans})
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.86, len(sizes)))
+    worst_optimum = max(scan.loss.min() for scan in scans)
+    best = min(scan.loss.min() for scan in scans)
+    with figure(3.9, 1, len(names), sharey=True) as (drawn, axes):
+        for axis, name in zip(axes, names, strict=True):
+            for scan in (scan for scan in scans if scan.parametrization == name):
+                colour = colours[sizes.index(scan.size)]
+                label = f"{SIZES[size]} {scan.size}" if axis is axes[0] else None
+                axis.plot(scan.lr, scan.loss, "o-", ms=3.5, color=colour, label=label)
+                at = scan.lr[scan.best], scan.loss[scan.best]
+                axis.plot(*at, "*", ms=12, color=colour, mec=HELD_OUT, mew=0.8, zorder=4)
+            axis.set_title(name)
+            axis.set_ylim(best - 0.1, worst_optimum + 0.8)  # what is far above is not worth the room
+            log_axis(axis.xaxis, "learning rate")
+        axes[0].set_ylabel("loss (nats per token)")
+        drawn.legend(loc="outside right upper")
+    return drawn
