@@ -140,15 +140,16 @@ def read_tree(path: Path) -> tuple[Tree, dict[str, str]]:
 
 def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str]]:
     source = str(path)
-    if path.resolve() in seen:
-        raise ConfigError([Problem(str(seen[-1]), "extends", f"'{path}' leads back to itself")])
     try:
+        here = path.resolve()
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name with a zero byte, not UTF-8
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
         near = [] if path.is_dir() else difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.75)
         hint = f"; nearest is '{path.parent / near[0]}'" if near else ""
         raise ConfigError([Problem(source, "", f"cannot be read: {reason}{hint}")]) from None
+    if here in seen:
+        raise ConfigError([Problem(str(seen[-1]), "extends", f"'{path}' leads back to itself")])
     tree = parse_yaml(text, source)
     if not isinstance(tree, dict):
         raise ConfigError([Problem(source, "", "holds no keys; expected a mapping such as 'seed: 0'")])
@@ -160,7 +161,7 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str
     merged: Tree = {}
     origin: dict[str, str] = {}
     for parent in parents:
-        base, base_origin = _read_chain(path.parent / parent, (*seen, path.resolve()))
+        base, base_origin = _read_chain(path.parent / parent, (*seen, here))
         merged = merge(merged, base)
         origin |= base_origin
     merged = merge(merged, tree)

@@ -14,7 +14,6 @@ The learning rate is integrated between logged steps by the trapezoid rule, so s
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import pandas as pd
 from scipy.optimize import OptimizeResult, least_squares
 
 from .laws import Array
+from .traces import column, read_rows
 
 PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 UNITS = {
@@ -99,21 +99,22 @@ def read_curve(path: Path) -> LossCurve:
     """A curve from a CSV file with columns step, lr, loss, a metrics.jsonl, or a run's directory. Raises CurveError."""
     path = Path(path)
     source = path / "metrics.jsonl" if path.is_dir() else path
+    keys = ("step", "lr", "loss")
     try:
         if source.suffix == ".csv":
             frame = pd.read_csv(source)
+            found = {k: pd.to_numeric(frame[k], errors="coerce").to_numpy(float) for k in keys if k in frame.columns}
         else:
-            lines = source.read_text(encoding="utf-8").splitlines()
-            frame = pd.DataFrame([json.loads(line) for line in lines if line.endswith("}")])
+            rows = read_rows(source, by="step")
+            found = {k: column(rows, k) for k in keys if any(k in row for row in rows)}
     except OSError as error:
         raise CurveError(f"{source}: cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CurveError(f"{source}: not a CSV or JSONL file of steps: {str(error).splitlines()[0]}") from error
-    missing = [c for c in ("step", "lr", "loss") if c not in frame.columns]
+        raise CurveError(f"{source}: not a CSV file of steps: {str(error).splitlines()[0]}") from error
+    missing = [k for k in keys if k not in found]
     if missing:
         raise CurveError(f"{source}: no column {' and '.join(missing)}; step, lr and loss are needed")
-    columns = [pd.to_numeric(frame[c], errors="coerce").to_numpy(dtype=float) for c in ("step", "lr", "loss")]
-    return make_curve(path.stem if path.suffix == ".csv" else source.parent.name, *columns)
+    return make_curve(path.stem if path.suffix == ".csv" else source.parent.name, *found.values())
 
 
 # --- The law ----------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,40 +30,57 @@ class Curve:
     lr: Array
 
 
+def read_rows(path: Path, by: str) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl as the run stands, rising in ``by``, a number that each of them has.
+
+    Damaged lines are passed over, and rows that a rollback has undone: those before a row that is no further. Raises
+    OSError.
+    """
+    rows: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # a line that a crash tore, or worse
+            continue
+        if isinstance(row, dict) and np.isfinite(_number(row.get(by))):
+            while rows and rows[-1][by] >= row[by]:
+                rows.pop()
+            rows.append(row)
+    return rows
+
+
 def read_curves(runs_dir: Path) -> list[Curve]:
     """The curves of RUNS_DIR/*/metrics.jsonl. A run without whole rows is passed over."""
     curves = []
     for path in sorted(runs_dir.glob("*/metrics.jsonl")):
-        rows: list[dict[str, Any]] = []
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # a line that a crash tore
-                continue
-            if isinstance(row, dict) and isinstance(row.get("tokens"), int | float):
-                while rows and rows[-1]["tokens"] >= row["tokens"]:  # a rollback has undone them
-                    rows.pop()
-                rows.append(row)
+        rows = read_rows(path, by="tokens")
         if len(rows) < 2:
             continue
         record = _record(path.parent / "record.json")
-        columns = {k: _column(rows, k) for k in ("tokens", "flops", "loss", "val_loss", "step", "lr")}
-        N = record.get("N")
-        curves.append(Curve(path.parent.name, float(N) if N else None, record.get("complete") is True, **columns))
+        columns = {k: column(rows, k) for k in ("tokens", "flops", "loss", "val_loss", "step", "lr")}
+        N = _number(record.get("N"))
+        curves.append(Curve(path.parent.name, N if N > 0 else None, record.get("complete") is True, **columns))
     return curves
 
 
 def _record(path: Path) -> dict[str, Any]:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 
 
-def _column(rows: list[dict[str, Any]], name: str) -> Array:
-    values = [row.get(name) for row in rows]
-    return np.array([float(v) if isinstance(v, int | float) else np.nan for v in values])
+def column(rows: Sequence[dict[str, Any]], name: str) -> Array:
+    """The values of one key (rows,), with NaN where a row has no number."""
+    return np.array([_number(row.get(name)) for row in rows])
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value) if isinstance(value, int | float) else float("nan")
+    except OverflowError:  # an integer of hundreds of digits
+        return float("nan")
 
 
 def binned(x: Array, y: Array, bins: int = BINS) -> tuple[Array, Array]:

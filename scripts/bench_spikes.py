@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Grid
 
+from train.metrics import read_metrics
 from train.spikes import Kind, SpikeConfig, SpikeState, judge
 
 Array = NDArray[np.float64]
@@ -150,7 +150,7 @@ SPIKES: dict[str, Callable[[np.random.Generator], Shape]] = {
 
 def recorded(path: Path) -> Curve | None:
     """The rows of a metrics.jsonl, or None where there are too few."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    rows = read_metrics(path)
     pairs = [(row["loss"], row["grad_norm"]) for row in rows if row.get("loss") and row.get("grad_norm")]
     return Curve(*np.array(pairs, dtype=np.float64).T) if len(pairs) >= 256 else None
 

@@ -193,7 +193,7 @@ def test_refusals_name_the_key_and_what_would_work(tmp_path, text, overrides, wo
 
 
 KEYS = st.sampled_from(["model", "size", "seed", "train.steps", "x"])
-SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text("ab.-/", max_size=4)
+SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text("ab.-/\0", max_size=4)
 TREES = st.recursive(
     SCALARS,
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(KEYS, inner, max_size=2),
@@ -201,7 +201,7 @@ TREES = st.recursive(
 )
 
 
-@given(key=st.sampled_from(["run", "axes", "points", "lr", "runs_dir", "devices_per_run"]), value=TREES)
+@given(key=st.sampled_from(["run", "axes", "points", "lr", "runs_dir", "extends", "hostfile"]), value=TREES)
 def test_any_content_gives_runs_or_a_configuration_error(tmp_path_factory, key, value):
     try:
         sweep = sweep_of(tmp_path_factory.mktemp("any"), dump_yaml({key: value}))

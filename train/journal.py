@@ -25,9 +25,9 @@ def read_events(runs_dir: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             event = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(event, dict) and "run" in event and "event" in event:
+        if isinstance(event, dict) and isinstance(event.get("run"), str) and isinstance(event.get("event"), str):
             events.append(event)
     return events
 

@@ -60,17 +60,21 @@ def damage(path: Path, contents: bool = True, part: tuple[int, int] = (0, 1)) ->
     """
     try:
         files = read_manifest(path)["files"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError) as error:
         return f"{MANIFEST} is missing or unreadable: {error}"
     names = sorted(files)[part[0] :: part[1]]
 
     def fault(name: str) -> str | None:
         file = path / name
-        if not file.is_file():
+        try:
+            size = file.stat().st_size
+            if size != files[name]["bytes"]:
+                return f"{name} has {size:,} bytes, not {files[name]['bytes']:,}"
+            return f"{name} does not match its checksum" if contents and sha256(file) != files[name]["sha256"] else None
+        except FileNotFoundError:
             return f"{name} is missing"
-        if file.stat().st_size != files[name]["bytes"]:
-            return f"{name} has {file.stat().st_size:,} bytes, not {files[name]['bytes']:,}"
-        return f"{name} does not match its checksum" if contents and sha256(file) != files[name]["sha256"] else None
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror}"
 
     with ThreadPoolExecutor(THREADS) as pool:
         return next((found for found in pool.map(fault, names) if found), None)
@@ -83,14 +87,34 @@ def write_manifest(partial: Path, step: int, written_by: str, files: Checksums) 
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Return step, topology and files of a checkpoint. Raises `OSError`, `ValueError`, `KeyError` or `TypeError`."""
-    manifest: dict[str, Any] = json.loads((path / MANIFEST).read_text())
+    """Return step, topology and files of a checkpoint. Raises `OSError` or `ValueError`."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(manifest, dict):
+        raise ValueError("it is not a mapping")
     checksum = manifest.pop("sha256", None)
     if manifest.get("format") != _FORMAT:
         raise ValueError("it was written by another version of this program")
-    if checksum != _digest(manifest) or manifest["step"] != step_of(path):
+    if checksum != _digest(manifest) or manifest.get("step") != step_of(path):
         raise ValueError("it does not match its own checksum")
+    if not _is_sound(manifest):
+        raise ValueError("its entries are not what this program writes")
     return manifest
+
+
+def _is_sound(manifest: dict[str, Any]) -> bool:
+    """Return whether everything is of its type, and every file lies inside the checkpoint."""
+    files = manifest.get("files")
+    return (
+        type(manifest.get("step")) is int
+        and isinstance(manifest.get("written_by"), str)
+        and isinstance(files, dict)
+        and all(name == Path(name).name and "\0" not in name for name in files)
+        and all(isinstance(entry, dict) and type(entry.get("bytes")) is int for entry in files.values())
+        and all(isinstance(entry.get("sha256"), str) for entry in files.values())
+    )
 
 
 def _digest(manifest: dict[str, Any]) -> str:

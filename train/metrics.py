@@ -45,11 +45,26 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read the whole rows of each step's newest attempt, steps rising; a missing file has none."""
+    """Read the rows of each step's newest attempt, steps rising; a missing file has none, damaged lines no rows."""
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return newest_attempts([json.loads(line) for line in lines if line.endswith("}")])
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return newest_attempts([row for row in map(parse_row, lines) if row is not None])
+
+
+_COUNTS = ("step", "attempt")
+_NUMBERS = ("tokens", "loss", "val_loss", "seconds", "tokens_per_second")
+
+
+def parse_row(line: str | bytes) -> dict[str, Any] | None:
+    """Return the row that a line holds, or None where it is torn or damaged."""
+    try:
+        row = json.loads(line)
+        whole = "step" in row and all(type(row.get(k, 1)) is int and 0 <= row.get(k, 1) < 2**63 for k in _COUNTS)
+        values = [row[k] for k in _NUMBERS if row.get(k) is not None]
+        return row if whole and all(math.isfinite(value) for value in values) else None
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
 
 
 def newest_attempts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,12 +1,10 @@
 """What a sweep will cost, before it starts."""
 
 import heapq
-import json
 import math
 import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from rich.table import Table
 
@@ -14,6 +12,7 @@ from model.counts import count_parameters
 from train.hardware import GIB, USABLE, local_gpu_memory
 from train.journal import read_events
 from train.memory import peak_memory
+from train.metrics import read_metrics
 from train.runstate import complete_record
 from train.slots import Devices, Pool, Slot
 from train.sweep import Run, Sweep, short_count
@@ -107,19 +106,12 @@ def measured_speeds(sweep: Sweep) -> list[tuple[float, float]]:
     for run in sweep.runs:
         if complete_record(run.directory) is None:
             continue
-        rates = _tokens_per_second(run.directory / "metrics.jsonl")
+        rows = read_metrics(run.directory / "metrics.jsonl")
+        rates = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
         if rates:
             work = _flops_per_step(run) / run.devices
             speeds.append((work, run.config.tokens_per_step / statistics.median(rates)))
     return sorted(speeds)
-
-
-def _tokens_per_second(path: Path) -> list[float]:
-    try:
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    except (OSError, ValueError):
-        return []
-    return [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
 
 
 def measured_startup(sweep: Sweep) -> tuple[float, float]:

@@ -34,11 +34,11 @@ class Reporter:
         """Announce an attempt, which goes on after `first_step` steps."""
         self.attempt = attempt
         # Time goes on from where the checkpoint was written; what was lost after it does not count.
-        earlier = [row.get("seconds", 0.0) for row in self.metrics.rows if row["step"] <= first_step]
+        earlier = [row.get("seconds") or 0.0 for row in self.metrics.rows if row["step"] <= first_step]
         self.started = time.perf_counter() - max(earlier, default=0.0)
         self.monitor = Monitor(self.run_dir / BAND, self.run.steps)
         for row in self.metrics.rows:
-            if row["step"] <= first_step and row["loss"] is not None:
+            if row["step"] <= first_step and row.get("loss") is not None:
                 self.monitor.follow(row["step"], row["loss"])
         if attempt > 1:
             print(f"attempt {attempt} begins after step {first_step}", flush=True)

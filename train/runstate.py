@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from train.handover import handed_over
 from train.journal import last_failures
+from train.metrics import parse_row
 from train.processes import marked_processes
 from train.sweep import Run
 
@@ -70,11 +71,7 @@ def last_row(path: Path) -> dict[str, Any]:
     except OSError:
         return {}
     for line in reversed(lines):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
+        if (row := parse_row(line)) is not None:
             return row
     return {}
 
