@@ -374,7 +374,7 @@ def isoflop(table: Table, budgets: Array, level: float = 0.9, seed: int = 0) -> 
     C = np.array([p.C for p in kept])
     N = np.array([m for m in best if m is not None])
     rng = np.random.default_rng(seed)
-    cluster = cluster_index(table.run)
+    cluster = cluster_index(table.cluster)
     samples = []
     for _ in range(DRAWS):
         sign = rng.choice([-1.0, 1.0], size=cluster.max() + 1)

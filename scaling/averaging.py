@@ -97,7 +97,7 @@ def average(
             law=fitted.law,
             pinned=dict(candidate.pinned),
             params=fitted.params,
-            draws=bootstrap(fitted, table.run, method, clustered, draws, seed).params,
+            draws=bootstrap(fitted, table.cluster, method, clustered, draws, seed).params,
             residuals=fitted.residuals,
             free=fitted.problem.free,
             log=fitted.problem.loss.scale == "log",

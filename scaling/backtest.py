@@ -93,7 +93,7 @@ def backtest(
     out = held_out(table, holdout)
     kept = table.select(~out)
     fitted = fit(law, kept, loss, pinned, seed=seed)
-    boot = bootstrap(fitted, kept.run, method, clustered, draws, seed)
+    boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
     return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
 
 
@@ -144,7 +144,7 @@ def expanding_windows(
             fitted = fit(law, kept, loss, pinned, seed=seed)
         except FitError:
             continue
-        boot = bootstrap(fitted, kept.run, method, clustered, draws, seed)
+        boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
         scored = score(fitted, boot.params, unseen, level, seed)
         errors = np.array([s.error for s in scored])
         largest = float(kept.columns["C"].max())

@@ -111,24 +111,24 @@ def mixed_units(table: Table) -> Warned | None:
 
 def repeated_runs(table: Table, clustered: bool) -> Warned | None:
     """Rows of one run resampled as if they were independent."""
-    repeats = len(table) - len(set(table.run))
+    repeats = len(table) - len(set(table.cluster))
     if clustered or not repeats:
         return None
     return Warned(
         "iid_with_repeated_runs",
-        f"{len(table)} rows come from {len(set(table.run))} runs and were resampled as independent",
+        f"{len(table)} rows come from {len(set(table.cluster))} runs or trunks and were resampled as independent",
         "leave out --iid: intervals may be several times too narrow",
     )
 
 
 def few_clusters(table: Table, clustered: bool, free: int) -> Warned | None:
     """Hardly more independent runs than parameters."""
-    clusters = len(set(table.run)) if clustered else len(table)
+    clusters = len(set(table.cluster)) if clustered else len(table)
     if clusters > free + 4:
         return None
     return Warned(
         "few_runs",
-        f"{clusters} independent runs for {free} parameters",
+        f"{clusters} independent runs or trunks for {free} parameters",
         "intervals rest on very little: add runs, pin E, or fit a law with fewer parameters",
     )
 

@@ -104,7 +104,7 @@ def coverage(
         except FitError:
             failed += 1
             continue
-        boot = bootstrap(fitted, table.run, method, draws=draws, seed=seed + study)
+        boot = bootstrap(fitted, table.cluster, method, draws=draws, seed=seed + study)
         mean = model.evaluate({k: v[:, None] for k, v in boot.params.items()}, there)[:, 0]
         log = loss.scale == "log"
         new = predictive_draws(model, boot.params, there, fitted.residuals, problem.free, log, seed + study)[:, 0]

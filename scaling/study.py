@@ -88,7 +88,7 @@ def study(table: Table, options: Options | None = None) -> Study:
     loss = _loss(law, options)
     rows = rows_for(law, table)
     fitted = fit(law, rows, loss, options.pinned, starts=options.starts, seed=options.seed)
-    boot = bootstrap(fitted, rows.run, options.method, options.clustered, options.draws, options.seed)
+    boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, options.draws, options.seed)
     split, skipped = _split(law, table, options)
     averaged = _average(law, rows, options)
     content: dict[str, Any] = {
@@ -140,7 +140,7 @@ def _profile(fitted: Fit, rows: Table, options: Options) -> dict[str, Any] | Non
     """Profile of the irreducible loss, where the law has one that is free."""
     if "E" not in fitted.law.parameters or "E" in options.pinned:
         return None
-    found = profile(fitted, rows.run, "E", options.level, options.clustered, seed=options.seed)
+    found = profile(fitted, rows.cluster, "E", options.level, options.clustered, seed=options.seed)
     return {
         "E": found.values,
         "objective": found.objective,
@@ -263,7 +263,7 @@ def _companions(table: Table, options: Options) -> dict[str, Any]:
         except FitError as error:
             found[name] = {"formula": law.formula, "reason": str(error)}
             continue
-        boot = bootstrap(fitted, rows.run, options.method, options.clustered, min(options.draws, 500), options.seed)
+        boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, min(options.draws, 500), options.seed)
         found[name] = {
             **_summary(fitted),
             "formula": law.formula,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ OPTIONAL = (
     *("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed"),
     "entropy_rate",
 )
-TEXT = ("run", "complete", "tainted")
+TEXT = ("run", "cluster", "complete", "tainted")
 MAY_BE_ZERO = ("weight", "score", "warmup", "seed", "stderr", "N_head")
 LEAST, MOST = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
 # Field of a training record -> column. `flops` is exact: attention and head included, embedding look-up not.
@@ -66,9 +66,9 @@ class Table:
 
     ``columns`` always has N (parameters), D (tokens) and loss (nats per token) and, where the source gives them, C
     (FLOPs), U (unique tokens), S (steps), weight, stderr (of the loss, nats per token), score, the entropy rate of the
-    text (nats per token) where it is known, and the parameter groups. ``run`` names the training run of each row: rows
-    of one run share their noise. ``rows`` are row numbers in the source, from 1. ``sha256`` is that of the source's
-    bytes.
+    text (nats per token) where it is known, and the parameter groups. ``run`` names the training run of each row,
+    ``cluster`` what it shares its noise with: by default the rows of its run, and for a branch of a trunk all that hang
+    on it. ``rows`` are row numbers in the source, from 1. ``sha256`` is that of the source's bytes.
     """
 
     columns: dict[str, Array]
@@ -79,6 +79,11 @@ class Table:
     source: str
     n_definition: str = "total"
     c_definition: str = "exact"
+    cluster: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.cluster:
+            object.__setattr__(self, "cluster", self.run)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,6 +94,7 @@ class Table:
             self,
             columns={k: v[keep] for k, v in self.columns.items()},
             run=[r for r, k in zip(self.run, keep, strict=True) if k],
+            cluster=[c for c, k in zip(self.cluster, keep, strict=True) if k],
             rows=self.rows[keep],
         )
 
@@ -268,8 +274,9 @@ def _check(path: Path, records: list[dict[str, Any]], sha256: str) -> Table:
         kept.append(record)
     if not kept:
         raise TableError(f"{path}: every row is marked incomplete or tainted, so there is nothing to fit")
-    runs = [_run_name(record.get("run"), number) for record, number in zip(kept, rows, strict=True)]
-    return _table(names, kept, runs, rows, excluded, sha256, str(path))
+    runs = [_run_name(record.get("run"), f"row {number}") for record, number in zip(kept, rows, strict=True)]
+    clusters = [_run_name(record.get("cluster"), run) for record, run in zip(kept, runs, strict=True)]
+    return _table(names, kept, runs, clusters, rows, excluded, sha256, str(path))
 
 
 def _missing_columns(missing: list[str], have: list[str]) -> str:
@@ -288,22 +295,23 @@ def _missing_columns(missing: list[str], have: list[str]) -> str:
 _UNITS = "N is in parameters, D in tokens, loss in nats per token"
 
 
-def _run_name(value: object, number: int) -> str:
-    """The run of a row; a row that names none is a run of its own."""
-    return str(value) if value not in (None, "") and value == value else f"row {number}"
+def _run_name(value: object, otherwise: str) -> str:
+    """What a row names, or another name where it names nothing: a row that names no run is a run of its own."""
+    return str(value) if value not in (None, "") and value == value else otherwise
 
 
 def _table(
     names: Iterable[str],
     records: list[dict[str, Any]],
     runs: list[str],
+    clusters: list[str],
     rows: list[int],
     excluded: list[Excluded],
     sha256: str,
     source: str,
 ) -> Table:
     columns = {name: np.array([_number(r[name]) for r in records], dtype=float) for name in names}
-    table = Table(columns, runs, np.array(rows, dtype=np.int64), excluded, sha256, source)
+    table = Table(columns, runs, np.array(rows, dtype=np.int64), excluded, sha256, source, cluster=clusters)
     return table.redefine()
 
 
@@ -313,6 +321,7 @@ def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
     kept: list[dict[str, Any]] = []
     rows: list[int] = []
     runs: list[str] = []
+    trunks: dict[str, str] = {}
     seen = 0
     for run_dir in run_dirs:
         path = run_dir / "record.json"
@@ -324,6 +333,8 @@ def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
         content = path.read_bytes()
         digest.update(content)
         record, reason = _record(content)
+        if record.get("branch_of"):
+            trunks[run_dir.name] = str(record["branch_of"])
         if reason:
             excluded.append(Excluded(run_dir.name, reason))
             continue
@@ -336,7 +347,17 @@ def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
         raise TableError(f"{directory}: no run can be fitted; {excluded[0].row}: {excluded[0].reason}")
     # A field that only some trainers write is usable only if every run has it.
     optional = [c for c in OPTIONAL if all(_problem(c, r.get(c)) is None for r in kept)]
-    return _table([*REQUIRED, *optional], kept, runs, rows, excluded, digest.hexdigest(), str(directory))
+    clusters = [_root(run, trunks) for run in runs]
+    return _table([*REQUIRED, *optional], kept, runs, clusters, rows, excluded, digest.hexdigest(), str(directory))
+
+
+def _root(run: str, trunks: Mapping[str, str]) -> str:
+    """The trunk that a run hangs on, by way of others where it branched off from a branch; without one, itself."""
+    seen: set[str] = set()
+    while run in trunks and run not in seen:
+        seen.add(run)
+        run = trunks[run]
+    return run
 
 
 def _record(content: bytes) -> tuple[dict[str, Any], str | None]:
@@ -349,6 +370,6 @@ def _record(content: bytes) -> tuple[dict[str, Any], str | None]:
         return {}, "record.json is not a JSON object"
     if raw.get("complete") is not True:
         raw = {**raw, "complete": False}
-    record = {column: raw.get(name) for name, column in RECORD_FIELDS.items()}
+    record = {column: raw.get(name) for name, column in RECORD_FIELDS.items()} | {"branch_of": raw.get("branch_of")}
     bad = next((f"{c}: {p}" for c in REQUIRED if (p := _problem(c, record[c]))), None)
     return record, _unfit(raw) or bad

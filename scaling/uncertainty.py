@@ -1,7 +1,8 @@
 """How far a fit can be trusted: bootstrap draws, parameter intervals and prediction intervals.
 
-Rows of one run share its noise, so whole runs are resampled unless asked otherwise: intervals that treat them as
-independent have been seen five times too narrow. The draws are refits of the whole law, batched.
+Rows of one run share its noise, and so do runs that branched off from one trunk. Such clusters are resampled whole
+unless asked otherwise: intervals that treat their rows as independent have been seen five times too narrow. The draws
+are refits of the whole law, batched.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
 
 
 def cluster_index(run: Sequence[str], clustered: bool = True) -> NDArray[np.int64]:
-    """Number (n,) of the cluster of each row: its run, or the row itself."""
+    """Number (n,) of the cluster of each row, named by its run or trunk, or the row itself."""
     if not clustered:
         return np.arange(len(run))
     return np.unique(np.asarray(run, dtype=object).astype(str), return_inverse=True)[1].astype(np.int64)

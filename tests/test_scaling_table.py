@@ -137,3 +137,15 @@ def test_columns_can_be_renamed(tmp_path):
         read_table(tmp_path, {"loss": "val"})
     with pytest.raises(TableError, match="no column 'value'"):
         read_table(path, {"loss": "value"})
+
+
+def test_branches_of_a_trunk_are_one_cluster(tmp_path):
+    """Also a branch of a branch, one whose trunk is not there, and rows of a file."""
+    for name, trunk in {"a": None, "b": "a", "c": "b", "d": "gone", "e": "gone", "f": None}.items():
+        write_run(tmp_path, name, branch_of=trunk)
+    table = read_table(tmp_path)
+    assert (table.run, table.cluster) == (list("abcdef"), ["a", "a", "a", "gone", "gone", "f"])
+    assert table.select(table.rows > 2).cluster == ["a", "gone", "gone", "f"]
+    path = tmp_path / "t.csv"
+    path.write_text("N,D,loss,run,cluster\n1,2,3,x,\n1,2,4,y,z\n1,2,5,,\n")
+    assert read_table(path).cluster == ["x", "z", "row 3"]

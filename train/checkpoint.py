@@ -45,6 +45,7 @@ from train.manifest import (
 from train.rng import rng_state, set_rng_state
 from train.statefiles import load_state, write_file, write_state
 from train.topology import Topology
+from train.trunk import branch_point
 
 _LOOP = "loop.json"
 Result = TypeVar("Result")
@@ -71,7 +72,7 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
 
     Args:
         engine: the engine, between two optimizer steps.
-        run: its run; `checkpoint.keep` of the newest checkpoints stay.
+        run: its run; `checkpoint.keep` of the newest checkpoints and `checkpoint.branch_points` stay.
         run_dir: the run's directory; everything goes into `checkpoints/` there.
         step: optimizer steps done.
         extra: small JSON values that the training loop wants back from `resume`, equal on every process.
@@ -98,7 +99,7 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
     def commit() -> None:
         write_manifest(aside, step, _describe(run, topology), files)
         put_in_place(aside, final)
-        prune(folder, run.checkpoint.keep)
+        prune(folder, run.checkpoint.keep, run.checkpoint.branch_points)
 
     try:
         _together(begin, topology.is_main)
@@ -135,6 +136,8 @@ def tombstone(run_dir: Path, after: int, topology: Topology) -> None:
 def resume(engine: Any, run: RunConfig, run_dir: Path, topology: Topology, at_most: int | None = None) -> Resumed:
     """Load the newest checkpoint that verifies, whatever topology wrote it; every process must call this.
 
+    Where a run branches off from another is its oldest checkpoint, although it lies in the other's directory.
+
     A damaged checkpoint is named on stderr and passed over, by all processes together. The engine may be new, or have
     trained already.
 
@@ -150,7 +153,10 @@ def resume(engine: Any, run: RunConfig, run_dir: Path, topology: Topology, at_mo
     """
     folder = run_dir / "checkpoints"
     (names, *_) = _together(lambda: [path.name for path in newest_first(folder)])
-    candidates = [folder / name for name in names or [] if at_most is None or step_of(folder / name) <= at_most]
+    candidates = [folder / name for name in names or []]
+    if run.branch is not None:
+        candidates.append(branch_point(run.branch, run_dir))
+    candidates = [path for path in candidates if at_most is None or step_of(path) <= at_most]
     for path in candidates:
         # The files are shared out, so that each is read by one process.
         faults = _together(partial(damage, path, part=(topology.rank, topology.world_size)))
@@ -160,7 +166,9 @@ def resume(engine: Any, run: RunConfig, run_dir: Path, topology: Topology, at_mo
         if topology.is_main:
             print(f"{path}: damaged ({fault}); trying the one before", file=sys.stderr, flush=True)
     if candidates:
-        raise CheckpointError(f"{folder}: none of {len(candidates)} checkpoint(s) is intact; delete them to start over")
+        raise CheckpointError(
+            f"{candidates[-1].parent}: none of {len(candidates)} checkpoint(s) is intact; delete them to start over"
+        )
     return Resumed(0, {})
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -88,17 +89,29 @@ class ScheduleConfig:
     """`cosine` to `final`; `constant`; or `wsd`: warm up, stay, cool down linearly (Hu et al. 2024, 2404.06395)."""
     warmup: float = 0.05
     """Linear warmup, as a fraction of the steps."""
+    warmup_steps: int | None = None
+    """Linear warmup in optimizer steps, however long the run is; null: as `warmup` says."""
     cooldown: float = 0.2
     """Length of the final decay of `wsd`, as a fraction of the steps."""
     final: float = 0.1
     """Where `cosine` and `wsd` end, as a fraction of the peak."""
+
+    def warmup_length(self, steps: int) -> int:
+        """Return the steps of warmup of a run of `steps`."""
+        return round(self.warmup * steps) if self.warmup_steps is None else self.warmup_steps
+
+    def cooldown_start(self, steps: int) -> int:
+        """Return the steps of a `wsd` run of `steps` before it cools down."""
+        return steps - round(self.cooldown * steps)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
         for key in ("warmup", "cooldown", "final"):
             if not 0 <= getattr(self, key) <= 1:
                 yield key, f"{getattr(self, key)} must be between 0 and 1"
-        if self.kind == "wsd" and self.warmup + self.cooldown > 1:
+        if self.warmup_steps is not None and self.warmup_steps < 0:
+            yield "warmup_steps", f"{self.warmup_steps} must not be negative"
+        if self.kind == "wsd" and self.warmup_steps is None and self.warmup + self.cooldown > 1:
             yield "cooldown", f"warmup {self.warmup} + cooldown {self.cooldown} is more than the whole run"
 
 
@@ -173,6 +186,12 @@ class CheckpointConfig:
     """Steps between checkpoints, the last step always among them; null: none."""
     keep: int = 2
     """Newest checkpoints kept."""
+    branch_points: list[int] = field(default_factory=list)
+    """Steps after which a checkpoint is written that stays, for runs that branch off; a sweep's `trunk` sets it."""
+
+    def due(self, done: int) -> bool:
+        """Return whether a checkpoint is written after `done` steps, wherever the run ends."""
+        return done in self.branch_points or (self.every is not None and done % self.every == 0)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
@@ -180,6 +199,23 @@ class CheckpointConfig:
             yield "every", f"{self.every} must be at least 1, or null"
         if self.keep < 1:
             yield "keep", f"{self.keep} must be at least 1"
+        if any(step < 1 for step in self.branch_points):
+            yield "branch_points", f"{min(self.branch_points)} must be at least 1"
+
+
+@config
+class BranchConfig:
+    """Where a run begins if not at its first step: at a checkpoint of a run that has been the same until then."""
+
+    run: str
+    """Directory of that run, seen from the directory that this run's own lies in: in a sweep its name."""
+    step: int
+    """Optimizer steps it had done."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        if self.step < 1:
+            yield "step", f"{self.step} must be at least 1"
 
 
 @config
@@ -238,6 +274,8 @@ class RunConfig:
     """Validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    branch: BranchConfig | None = None
+    """Where the run begins; null: at its first step. A sweep's `trunk` sets it."""
     log_every: int = 10
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
     spikes: SpikeConfig = SpikeConfig()
@@ -269,6 +307,26 @@ class RunConfig:
     def flops_per_token(self) -> int:
         """Exact training FLOPs per token."""
         return training_flops_per_token(self.model, self.train.sequence_length)
+
+    @property
+    def flops(self) -> int:
+        """Exact training FLOPs of the whole run, the part that it shares with another included."""
+        return self.tokens * self.flops_per_token
+
+    @property
+    def tokens_spent(self) -> int:
+        """Training tokens of the steps that the run does itself."""
+        return (self.steps - self.first_step) * self.tokens_per_step
+
+    @property
+    def flops_spent(self) -> int:
+        """Exact training FLOPs of the steps that the run does itself."""
+        return self.tokens_spent * self.flops_per_token
+
+    @property
+    def first_step(self) -> int:
+        """Optimizer steps done where the run begins."""
+        return 0 if self.branch is None else self.branch.step
 
     @property
     def zero_stage(self) -> int:
@@ -315,6 +373,8 @@ class RunConfig:
                 near = math.gcd(getattr(self.model, key), self.parallel.tensor_parallel)
                 message = f"{self.parallel.tensor_parallel} does not divide model.{key}={getattr(self.model, key)}"
                 yield "parallel.tensor_parallel", f"{message}; nearest is {near}"
+        if (self.train.steps is None) != (self.train.tokens is None):
+            yield from self._length_problems()
         if self.train.gradient_dtype == "bf16" and self.precision != "bf16":
             yield "train.gradient_dtype", f"bf16 is for precision=bf16, not {self.precision}; leave it out"
         if (
@@ -326,6 +386,15 @@ class RunConfig:
             # Measured in 0.19.8: from the first step on, the two stages hold different copies of a tied embedding.
             message = "DeepSpeed does not add fp32 sums of tied gradients over stages when they move to the host"
             yield "parallel.offload_optimizer", f"true: {message}; nearest is train.gradient_dtype=bf16"
+
+    def _length_problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for what does not fit into the steps of the run."""
+        before = self.schedule.cooldown_start(self.steps) if self.schedule.kind == "wsd" else self.steps
+        if self.schedule.warmup_steps is not None and self.schedule.warmup_steps > before:
+            message = f"{self.schedule.warmup_steps} is more than the {before} steps before the cooldown or the end"
+            yield "schedule.warmup_steps", f"{message}; nearest is {before}"
+        if self.first_step > self.steps:
+            yield "branch.step", f"{self.first_step} is more than the {self.steps} steps of the run"
 
 
 def is_safe_name(name: str) -> bool:

@@ -100,7 +100,8 @@ class Progress:
     def _expected(self, run: Run, state: RunState) -> float:
         if state.state in ("complete", "failed"):
             return 0.0
-        return self.plan.seconds[run.name] * (1 - min(1.0, state.step / run.config.steps))
+        own = run.config.steps - run.config.first_step
+        return self.plan.seconds[run.name] * min(1.0, (run.config.steps - state.step) / max(1, own))
 
 
 def _most_telling(runs: tuple[Run, ...], states: Mapping[str, RunState], room: int) -> list[Run]:

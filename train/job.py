@@ -17,7 +17,7 @@ from train.handshake import require_one_run
 from train.heartbeat import Heart
 from train.jit_locks import clear_stale_locks
 from train.status import MISTAKES
-from train.stored import changed_keys
+from train.stored import changed_keys, require_same_course
 from train.topology import Topology, connect, launched_topology, precision_problem
 from train.watchdog import watch_ranks
 
@@ -55,6 +55,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
     if user_ds_config is not None:
         ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
     _require_unchanged(run, run_dir)
+    require_same_course(run, run_dir)
     corpus = _open_corpus(run, topology, source)
 
     with ExitStack() as stack:

@@ -91,7 +91,7 @@ def _attempt(
             is_last = done == run.steps
             stops = stop.agreed() and not is_last
             evaluates = is_last or _due(done, run.evaluate.every)
-            saves = stops or _due(done, run.checkpoint.every) or (is_last and run.checkpoint.every is not None)
+            saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.every is not None)
             logs = evaluates or done == 1 or _due(done, run.log_every)
             verdicts = guard.judge(done, loss, engine.get_global_grad_norm(), now=logs or saves)
             ends = verdicts[-1] if verdicts and verdicts[-1].ends_attempt else None

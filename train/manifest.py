@@ -6,6 +6,7 @@ A checkpoint is whole when its manifest, written last, is there and says so of e
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -133,14 +134,18 @@ def put_in_place(aside: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Delete what is older than the `keep` newest whole checkpoints, tombstones that were passed, and leftovers."""
+def prune(folder: Path, keep: int, points: Sequence[int] = ()) -> None:
+    """Delete all but whole checkpoints of the steps `points` and the `keep` newest others, and what crashes left.
+
+    Tombstones go once they were passed.
+    """
     kept: set[int] = set()
     for path in newest_first(folder):
-        if len(kept) == keep or step_of(path) in kept:
+        step = step_of(path)
+        if step in kept or (step not in points and len(kept.difference(points)) == keep):
             discard(path)
         elif damage(path, contents=False) is None:  # a damaged one is no reason to delete one before it
-            kept.add(step_of(path))
+            kept.add(step)
     for path in folder.glob(f"{TOMBSTONE}*"):
         if kept and step_of(path) <= max(kept):
             discard(path)

@@ -45,26 +45,32 @@ class Plan:
     def wall_seconds(self, remaining: Mapping[str, float]) -> float:
         """Return the time until all runs end, when run `name` still takes `remaining[name]` beside a launch."""
         waiting = [run for run in self.order() if remaining.get(run.name, 0) > 0]
+        to_end = {run.name for run in waiting}
         most = self.sweep.config.runs_per_launch or math.inf
         pool = Pool(self.devices)
         workers: list[tuple[Slot, int]] = []
-        running: list[tuple[float, int, int]] = []  # (end of a run, its worker, runs of that worker so far)
+        running: list[tuple[float, int, int, str]] = []  # (end of a run, its worker, runs of that so far, its name)
+
+        def is_ready(run: Run) -> bool:  # some branches begin sooner, when their trunk has come that far
+            return run.config.branch is None or run.config.branch.run not in to_end
+
         now = 0.0
         while waiting or running:
-            for run in list(waiting):
+            for run in filter(is_ready, list(waiting)):
                 slot = pool.take(run)
                 if slot is not None:
                     waiting.remove(run)
                     workers.append((slot, run.devices))
-                    heapq.heappush(running, (now + self.launch + remaining[run.name], len(workers) - 1, 1))
+                    heapq.heappush(running, (now + self.launch + remaining[run.name], len(workers) - 1, 1, run.name))
             if not running:
                 return math.inf
-            now, index, runs = heapq.heappop(running)
+            now, index, runs, ended = heapq.heappop(running)
+            to_end.discard(ended)
             slot, size = workers[index]
-            follower = next((run for run in waiting if run.devices == size), None)
+            follower = next((run for run in filter(is_ready, waiting) if run.devices == size), None)
             if follower is not None and runs < most:
                 waiting.remove(follower)
-                heapq.heappush(running, (now + remaining[follower.name], index, runs + 1))
+                heapq.heappush(running, (now + remaining[follower.name], index, runs + 1, follower.name))
             else:
                 pool.give_back(slot)
         return now
@@ -91,7 +97,7 @@ def make_plan(sweep: Sweep, devices: Devices) -> Plan:
         given = "" if sweep.config.flops_per_second else "an assumed "
         per = "GPU" if devices.kind == "gpu" else "run"
         basis = f"{given}{rate:.1e} FLOP/s per {per} and {overhead * 1e3:.0f} ms per step until a run has finished"
-    seconds = {run.name: handover + run.config.steps * step[run.name] for run in sweep.runs}
+    seconds = {run.name: handover + (run.config.steps - run.config.first_step) * step[run.name] for run in sweep.runs}
     basis += f", {launch:.0f} s for a launch and {handover:.1f} s between the runs of one"
     return Plan(sweep, devices, seconds, basis, launch)
 
@@ -123,7 +129,7 @@ def measured_startup(sweep: Sweep) -> tuple[float, float]:
     beside: dict[bool, list[float]] = {True: [], False: []}
     for run in sweep.runs:
         record, complete = complete_record(run.directory), events.get((run.name, "complete"))
-        if record is not None and complete is not None and "seconds" in record:
+        if record is not None and complete is not None and "seconds" in record and not record.get("branch_of"):
             warm = events.get((run.name, "started"), {}).get("warm", False)
             beside[warm].append(max(0.0, complete["seconds"] - record["seconds"]))
     handover = statistics.median(beside[True]) if beside[True] else _HANDOVER
@@ -176,7 +182,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
             f"{config.train.micro_batch}×{run.accumulation}×{run.data_parallel}",
             f"{config.optimizer.lr:.3g}",
             f"{config.steps:,}",
-            f"{config.tokens * config.flops_per_token:.2e}",
+            f"{config.flops:.2e}",
             f"{6 * counts.total * config.tokens:.2e}",
             str(run.devices),
             duration(plan.seconds[run.name]),
@@ -190,15 +196,22 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     """Return the totals, the time and the cost, one a line."""
     runs, config = plan.sweep.runs, plan.sweep.config
     left = {run.name: plan.seconds[run.name] for run in runs if states[run.name] != "complete"}
-    flops = sum(run.config.tokens * run.config.flops_per_token for run in runs)
+    flops = sum(run.config.flops_spent for run in runs)
     share = plan.devices.runs_per_gpu
     device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / share / 3600
     lines = [
         "N: all parameters; non-emb.: without embeddings and head; head: the matrix that makes the logits, tied or not",
         "D: tokens; batch: sequences, micro × accumulation × data parallel; 6ND: FLOPs by that rule",
-        f"total      {short_count(sum(run.config.tokens for run in runs))} tokens, {flops:.3g} FLOPs, "
+        f"total      {short_count(sum(run.config.tokens_spent for run in runs))} tokens, {flops:.3g} FLOPs, "
         f"{device_hours:.3g} device-hours",
     ]
+    branches = sum(run.config.branch is not None for run in runs)
+    if branches:
+        apart = sum(run.config.flops for run in runs)
+        lines.append(
+            f"trunk      {flops / apart:.1%} of the {apart:.3g} FLOPs of independent runs: "
+            f"{branches} of {len(runs)} branch off"
+        )
     if config.lr is not None:
         rule = config.lr
         lines.append(f"lr         {rule.reference:g} × (d_model / {rule.d_model})^{rule.power:g}, or as stated")

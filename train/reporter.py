@@ -15,6 +15,7 @@ from train.record import make_record, peak_flops
 from train.spikes import Kind, Verdict
 from train.topology import Topology
 from train.tracking import Tracker
+from train.trunk import inherit_curve
 
 
 class Reporter:
@@ -23,10 +24,13 @@ class Reporter:
     def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
         """Open the logs of `run_dir` and W&B."""
         self.run, self.run_dir, self.topology = run, run_dir, topology
+        inherited = inherit_curve(run, run_dir)
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.events = MetricsLog(run_dir / "events.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
         self.tracker = Tracker(run.wandb, run_dir.name, run_dir, settings)
+        for row in inherited:
+            self.tracker.log(row)
         self.peak = peak_flops()
         self.progress = _ProgressBar(run) if sys.stderr.isatty() else None
 

@@ -39,7 +39,7 @@ def read_state(run: Run, running: bool, failure: str | None) -> RunState:
         return RunState("complete", run.config.steps, row, record)
     if running:
         return RunState("running", step, row)
-    note = f"continues from step {checkpoint_step(run.directory)}" if step else ""
+    note = f"continues from step {checkpoint_step(run.directory) or run.config.first_step}" if step else ""
     if failure is not None:
         return RunState("failed", step, row, note=failure + (f"; {note}" if note else ""))
     return RunState("resumable" if step else "pending", step, row, note=note)

@@ -11,14 +11,14 @@ def lr_multiplier(schedule: ScheduleConfig, step: int, steps: int) -> float:
     Warmup rises linearly and reaches the peak at its last step. `cosine` (Loshchilov & Hutter 2017, 1608.03983) falls
     to `final` at the last step; `wsd` holds the peak and falls linearly to `final` over the cooldown.
     """
-    warmup = round(schedule.warmup * steps)
+    warmup = schedule.warmup_length(steps)
     if step < warmup:
         return (step + 1) / warmup
     if schedule.kind == "constant":
         return 1.0
     if schedule.kind == "wsd":
-        cooldown = round(schedule.cooldown * steps)
-        progress = (step + 1 - (steps - cooldown)) / cooldown if cooldown else 0.0
+        start = schedule.cooldown_start(steps)
+        progress = (step + 1 - start) / (steps - start) if start < steps else 0.0
         return 1.0 - (1.0 - schedule.final) * max(0.0, progress)
     progress = (step + 1 - warmup) / max(1, steps - warmup)
     return schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * progress))

@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,11 +21,12 @@ from train.launcher import Worker, deepspeed_program, launch_command, start_work
 from train.plan import Plan
 from train.ports import reserve_port
 from train.processes import processes_of, start_guard, stop
-from train.runstate import RunState, complete_record, read_state
+from train.runstate import RunState, checkpoint_step, complete_record, read_state
 from train.slots import Pool, Slot
 from train.status import HOPELESS, MEANING, Status
 from train.stored import require_unchanged, store_config
 from train.sweep import Run
+from train.trunk import branch_point, start_of
 
 Command = Callable[[Path, int, Slot, int], list[str]]
 """(directory, processes, slot, port) -> the command that starts a worker."""
@@ -176,7 +177,8 @@ class _Scheduler:
     def run(self, waiting: list[Run]) -> Outcome:
         waiting = list(waiting)
         while (waiting or self.workers) and not self.interrupts:
-            for run in list(waiting):
+            waiting = self._with_hope(waiting)
+            for run in filter(self._is_ready, list(waiting)):
                 worker = self._warm_worker(run.devices) or self._launch(run)
                 if worker is not None:
                     waiting.remove(run)
@@ -193,6 +195,28 @@ class _Scheduler:
         if self.interrupts:
             self._stop_all()
         return Outcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
+
+    def _is_ready(self, run: Run) -> bool:
+        """Return whether what the run branches off from, if anything, has come that far."""
+        branch = run.config.branch
+        return (
+            branch is None
+            or branch_point(branch, run.directory).exists()
+            or complete_record(run.directory.parent / branch.run) is not None
+            or checkpoint_step(run.directory) > 0
+        )
+
+    def _with_hope(self, waiting: list[Run]) -> list[Run]:
+        """Leave out the branches of trunks that failed before them, and account for these."""
+        failed = {failure.run.name for failure in self.failures}
+        lost = [r for r in waiting if r.config.branch and r.config.branch.run in failed and not self._is_ready(r)]
+        for run in lost:
+            assert run.config.branch is not None
+            reason = f"not started: its trunk {run.config.branch.run} failed before step {run.config.branch.step}"
+            note_event(self.config.directory, run.name, "failed", reason=reason)
+            self.progress.say(f"{run.name}: {reason}")
+            self.failures.append(Failure(run, reason, []))
+        return [run for run in waiting if run not in lost]
 
     def _idle_workers(self) -> list[Worker]:
         """Return the workers that have no run and have not been told to end."""
@@ -217,6 +241,10 @@ class _Scheduler:
         return worker
 
     def _hand_over(self, run: Run, worker: Worker) -> None:
+        if self.config.trunk:
+            siblings = [sibling.config for sibling in self.plan.sweep.runs]
+            branch = start_of(run.config, run.directory, siblings)
+            run = replace(run, config=replace(run.config, branch=branch))
         store_config(run)
         number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:

@@ -6,11 +6,13 @@ from typing import Any
 from configs.reader import ConfigError, Problem, dump_yaml, parse_yaml
 from train.config import RunConfig, load_run
 from train.files import write_atomic
+from train.manifest import newest_first
 from train.sweep import Run
+from train.trunk import stable_steps, trunk_problem
 
 # Keys that may change between a run and its continuation: they do not decide the curve.
 _TOPOLOGY = ("parallel", "train.micro_batch", "train.activation_checkpointing", "train.compile")
-FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "watch", "data.directory", *_TOPOLOGY)
+FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watch", "data.directory", *_TOPOLOGY)
 
 
 def store_config(run: Run) -> None:
@@ -36,6 +38,33 @@ def require_unchanged(runs: tuple[Run, ...]) -> None:
     if problems:
         way_out = "keep both with --runs_dir=OTHER, or change the keys back, or move these directories away"
         raise ConfigError([*problems, Problem(str(runs[0].directory.parent), "", way_out)])
+
+
+def require_same_course(run: RunConfig, run_dir: Path) -> None:
+    """Refuse to branch off from a run that was another one until then, unless it has been done already.
+
+    Raises:
+        ConfigError: naming every key that differs, or the last step that both share.
+    """
+    if run.branch is None or newest_first(run_dir / "checkpoints"):
+        return
+    path = run_dir.parent / run.branch.run / "config.yaml"
+    if not path.exists():
+        raise ConfigError([Problem(str(path), "", "is missing: there is no run to branch off from")])
+    trunk = load_run(path)
+    problems = [
+        Problem(str(run_dir), key, f"is {new} here, and {old} in the run that branch.run names; let them be the same")
+        for key, old, new in changed_keys(run, path)
+        if key not in ("train.tokens", "train.steps")
+    ]
+    unfit, shared = trunk_problem(run), min(stable_steps(run), stable_steps(trunk))
+    if not problems and run.steps != trunk.steps and unfit is not None:
+        problems = [Problem(str(run_dir), *unfit)]
+    if not problems and run.branch.step > shared:
+        message = f"{run.branch.step} is in the cooldown of one of the two runs; nearest is {shared}"
+        problems = [Problem(str(run_dir), "branch.step", message)]
+    if problems:
+        raise ConfigError(problems)
 
 
 def changed_keys(run: RunConfig, path: Path) -> list[tuple[str, Any, Any]]:

@@ -18,6 +18,7 @@ from configs.reader import ConfigError, Problem, Tree, build, check, config, mer
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops_per_token
 from train.config import RunConfig, batch_problem, expand_run, is_safe_name
+from train.trunk import plant, trunk_problem
 
 _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
@@ -66,6 +67,9 @@ class SweepConfig:
     """
     points: list[dict[str, Any]] = field(default_factory=list)
     """Further runs, each given by its keys; the same keys as in `axes`, and `name`."""
+    trunk: bool = False
+    """Train the runs that differ in their budget alone as one trunk with branches (train/trunk.py), each with the
+    losses it would have by itself; needs `schedule.kind: wsd` and `schedule.warmup_steps`."""
     lr: LrRule | None = None
     """Learning rate by width; an `optimizer.lr` in `axes`, in `points` or on the command line wins."""
     runs_dir: str | None = None
@@ -300,7 +304,10 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
         files |= {key: origin.get(f"axes.{key}", source) for key in _leaves(chosen)}
         files |= dict.fromkeys(_leaves(for_runs), "command line")
         try:
-            runs.append(_build_run(sweep, _lay(for_runs, _lay(chosen, lowest)), chosen, lowest, files, for_runs))
+            run = _build_run(sweep, _lay(for_runs, _lay(chosen, lowest)), chosen, lowest, files, for_runs)
+            if sweep.trunk and (unfit := trunk_problem(run.config)) is not None:
+                raise ConfigError([Problem(files.get(unfit[0], sweep.base), *unfit)])
+            runs.append(run)
         except ConfigError as error:
             label = ", ".join(f"{key}={value}" for key, value in _leaves(chosen).items())
             for problem in error.problems:
@@ -316,6 +323,9 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
             problems[Problem(source, "points" if sweep.points else "axes", message)] = []
     if problems:
         raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
+    if sweep.trunk:
+        planted = plant([run.config for run in runs])
+        runs = [replace(run, config=config) for run, config in zip(runs, planted, strict=True)]
     return tuple(runs)
 
 
