@@ -11,9 +11,9 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from data.config import DataError
+from data.hashing import UInt64s, mix
 from data.shards import Corpus, Manifest, TokenStream, open_corpus
 
 __all__ = [
@@ -26,14 +26,15 @@ __all__ = [
     "open_corpus",
     "permutation",
     "repetition",
+    "sequences",
     "target_bytes",
     "validation_windows",
     "window_indices",
+    "windows_at",
     "windows_per_epoch",
 ]
 
 _ROUNDS = 8
-_UInt64s = NDArray[np.uint64]
 
 
 # -------------------------------------------------------------------------------------- training order
@@ -57,21 +58,14 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     return value.astype(np.int64)
 
 
-def _feistel(value: _UInt64s, a: np.uint64, b: np.uint64, keys: _UInt64s) -> _UInt64s:
+def _feistel(value: UInt64s, a: np.uint64, b: np.uint64, keys: UInt64s) -> UInt64s:
     left, right = value // b, value % b
     for i, key in enumerate(keys):
         if i % 2 == 0:
-            left = (left + _mix(right ^ key) % a) % a
+            left = (left + mix(right ^ key) % a) % a
         else:
-            right = (right + _mix(left ^ key) % b) % b
+            right = (right + mix(left ^ key) % b) % b
     return left * b + right
-
-
-def _mix(x: _UInt64s) -> _UInt64s:
-    """Hash 64 bits to 64 bits (the finaliser of SplitMix64, Steele et al. 2014); arithmetic wraps."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 @dataclass(frozen=True)
@@ -132,9 +126,18 @@ def window_indices(
     """Return which windows a step reads, int64 of shape (rows,); arguments as for `batch`."""
     if step < 0 or global_batch < 1:
         raise ValueError(f"step {step} and global_batch {global_batch} must be at least 0 and 1")
+    return windows_at(corpus, seed, sequences(step, global_batch, rows), sequence_length)
+
+
+def sequences(step: int, global_batch: int, rows: slice | None = None) -> np.ndarray:
+    """Return the numbers of a step's sequences, counted from the start of the run: int64, shape (rows,)."""
+    return step * global_batch + np.arange(*(rows or slice(None)).indices(global_batch), dtype=np.int64)
+
+
+def windows_at(corpus: Corpus, seed: int, places: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Return the windows at `places` (n,) of the endless order: one epoch after another, each in its own order."""
     n = windows_per_epoch(corpus, sequence_length)
-    sample = step * global_batch + np.arange(*(rows or slice(None)).indices(global_batch), dtype=np.int64)
-    epoch, place = sample // n, sample % n
+    epoch, place = places // n, places % n
     window = np.empty_like(place)
     for e in np.unique(epoch).tolist():
         window[epoch == e] = permutation(place[epoch == e], n, seed, e)

@@ -1,7 +1,9 @@
 """What text to train on and how to tokenise it."""
 
 import math
+import re
 from collections.abc import Iterator
+from dataclasses import field, fields
 from typing import Literal
 
 from configs.reader import config
@@ -67,8 +69,8 @@ class GrammarConfig:
 
 
 @config
-class DataConfig:
-    """The text, the tokenizer and the split into training and validation documents."""
+class TextConfig:
+    """Where text comes from and which of it is taken."""
 
     source: Literal["pysource", "files", "hub", "prepared", "grammar"] = "pysource"
     """Where the text comes from.
@@ -81,6 +83,9 @@ class DataConfig:
 
     grammar: GrammarConfig | None = None
     """For `grammar`: the language; None is a lexicon of 32,768 words."""
+
+    part: Literal["all", "stdlib", "site"] = "all"
+    """For `pysource`: all modules, those of the standard library, or those of the installed packages."""
 
     files: tuple[str, ...] = ()
     """For `files`: paths or globs, from the working directory, of .txt, .jsonl, .csv, .tsv or .parquet files.
@@ -115,8 +120,74 @@ class DataConfig:
     max_bytes: int | None = None
     """Take whole documents, in order, up to this many UTF-8 bytes. None takes all, and 32 MB of `pysource`."""
 
-    deduplicate: bool = True
-    """Drop documents whose text was seen before (costs about 100 bytes of memory a document)."""
+    transform: str | None = None
+    """`module:function` that maps the text of a document to the text that is used, empty to drop it; see docs/data.md.
+
+    It is applied once, when the corpus is prepared. Its module's source is part of the corpus's identity.
+    """
+
+    deduplicate: Literal["none", "exact", "near"] = "exact"
+    """Drop documents that were seen before.
+
+    `exact`: those with the same text, up to case and white space (100 bytes of memory a document). `near`: also those
+    that share most of their 5-word sequences with an earlier one (about 3 kB a document; see data/duplicates.py).
+    """
+
+    duplicate_threshold: float = 0.8
+    """For `near`: estimated Jaccard similarity of the 5-word sequences from which a document is a duplicate."""
+
+    fraction: float = 1.0
+    """Share of the training documents that is used, chosen by a hash of their text: the smaller is part of the larger.
+
+    The held-out documents and the tokenizer are those of the whole text, whatever the fraction.
+    """
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value that cannot work."""
+        for source, key in (("files", "files"), ("hub", "dataset"), ("prepared", "prepared")):
+            given = getattr(self, key)
+            if self.source == source and not given:
+                yield key, f"is required with source: {source}"
+            if given and self.source != source:
+                yield key, f"is given but source is '{self.source}'; set source: {source}"
+        for key, source in (("subset", "hub"), ("revision", "hub"), ("part", "pysource")):
+            if getattr(self, key) not in (None, "all") and self.source != source:
+                yield key, f"applies to source: {source}, and source is '{self.source}'"
+        if self.grammar is not None and self.source != "grammar":
+            yield "grammar", f"is given but source is '{self.source}'; set source: grammar"
+        if self.max_bytes is not None and self.max_bytes < 1:
+            yield "max_bytes", f"{self.max_bytes} is below 1"
+        if self.transform is not None and not re.fullmatch(r"[\w.]+:\w+", self.transform):
+            yield "transform", f"'{self.transform}' does not name a function; write module:function"
+        for key in ("fraction", "duplicate_threshold"):
+            if not 0 < getattr(self, key) <= 1:
+                yield key, f"{getattr(self, key)} is not above 0 and at most 1"
+
+
+@config
+class ComponentConfig(TextConfig):
+    """One component of a mixture: its text, and how much of training it is."""
+
+    weight: float | None = None
+    """Share of the training sequences; 0 trains on none of it and still measures the loss on it.
+
+    All weights sum to 1. One component may leave its weight out and takes what the others leave.
+    """
+
+
+@config
+class DataConfig(TextConfig):
+    """The text, the tokenizer and the split into training and validation documents."""
+
+    mixture: dict[str, ComponentConfig] = field(default_factory=dict, hash=False)
+    """Several texts in given proportions: name -> where it comes from and its weight. See docs/data.md.
+
+    Then the keys above are given for each component, and not beside `mixture`. All share one tokenizer, trained on
+    as much text of each whatever the weights, so that losses under different weights are comparable.
+    """
+
+    subset_seed: int = 0
+    """Chooses which documents `fraction` keeps."""
 
     validation_fraction: float = 0.02
     """Share of the documents, chosen by a hash of their text, that is held out for validation."""
@@ -139,21 +210,19 @@ class DataConfig:
     directory: str = "corpora"
     """Where prepared corpora are kept, one directory each."""
 
+    @property
+    def weights(self) -> dict[str, float]:
+        """Share of each component, names in alphabetical order; empty without a mixture."""
+        given = {name: self.mixture[name].weight for name in sorted(self.mixture)}
+        left = 1 - sum(weight for weight in given.values() if weight is not None)
+        return {name: left if weight is None else weight for name, weight in given.items()}
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value that cannot work."""
-        for source, key in (("files", "files"), ("hub", "dataset"), ("prepared", "prepared")):
-            given = getattr(self, key)
-            if self.source == source and not given:
-                yield key, f"is required with source: {source}"
-            if given and self.source != source:
-                yield key, f"is given but source is '{self.source}'; set source: {source}"
-        for key in ("subset", "revision"):
-            if getattr(self, key) is not None and self.source != "hub":
-                yield key, f"applies to source: hub, and source is '{self.source}'"
+        yield from super().problems()
+        yield from self._mixture_problems()
         if self.source == "grammar":
             yield from self._grammar_problems()
-        elif self.grammar is not None:
-            yield "grammar", f"is given but source is '{self.source}'; set source: grammar"
         if self.source != "grammar" and self.vocab_size < BYTE_VOCABULARY:
             yield (
                 "vocab_size",
@@ -163,10 +232,29 @@ class DataConfig:
             yield "vocab_size", f"{self.vocab_size} is above 2^31"
         if not 0 < self.validation_fraction < 1:
             yield "validation_fraction", f"{self.validation_fraction} is not between 0 and 1; usual is 0.02"
-        for key in ("max_bytes", "tokenizer_bytes", "shard_tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                yield key, f"{value} is below 1"
+        for key in ("tokenizer_bytes", "shard_tokens"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} is below 1"
+
+    def _mixture_problems(self) -> Iterator[tuple[str, str]]:
+        if not self.mixture:
+            return
+        for key in (f.name for f in fields(TextConfig) if f.name != "source"):
+            if getattr(self, key) != getattr(TextConfig(), key):
+                yield key, "is given beside a mixture; give it to the components, as in mixture.NAME." + key
+        for name, component in self.mixture.items():
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                yield f"mixture.{name}", "is not a name; use letters, digits and '_', starting with a letter"
+            for key, message in component.problems():
+                yield f"mixture.{name}.{key}", message
+            if component.weight is not None and not 0 <= component.weight <= 1:
+                yield f"mixture.{name}.weight", f"{component.weight} is not between 0 and 1"
+        open_ends = [name for name, component in self.mixture.items() if component.weight is None]
+        total = sum(component.weight or 0.0 for component in self.mixture.values())
+        if len(open_ends) > 1:
+            yield "mixture", f"{' and '.join(open_ends)} have no weight; only one may be left out"
+        elif abs(total - 1) > 1e-6 and (total > 1 or not open_ends):
+            yield "mixture", f"the weights sum to {total:g}, not to 1; leave one out to let it take the rest"
 
     @property
     def language(self) -> GrammarConfig:

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from data.config import DataConfig
+from data.config import DataConfig, TextConfig
+from data.duplicates import Duplicates
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Tally:
     bytes: int = 0
     empty: int = 0
     duplicate: int = 0
+    near_duplicate: int = 0
     capped: bool = False
     content: "hashlib._Hash" = field(default_factory=hashlib.sha256)
 
@@ -33,9 +35,9 @@ class Tally:
         return self.content.hexdigest()
 
 
-def documents(texts: Iterable[str], max_bytes: int | None, deduplicate: bool, tally: Tally) -> Iterator[Document]:
+def documents(texts: Iterable[str], max_bytes: int | None, config: TextConfig, tally: Tally) -> Iterator[Document]:
     """Yield the documents of `texts`, whole and in order, until the next one would exceed `max_bytes`."""
-    seen: set[bytes] = set()
+    duplicates = Duplicates(config.deduplicate, config.duplicate_threshold)
     for text in texts:
         if not text.strip():
             tally.empty += 1
@@ -45,15 +47,17 @@ def documents(texts: Iterable[str], max_bytes: int | None, deduplicate: bool, ta
         except UnicodeEncodeError:  # a lone surrogate, as JSON allows: no UTF-8 stands for it
             text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             raw = text.encode()
-        digest = hashlib.blake2b(raw, digest_size=16).digest()
-        if deduplicate and digest in seen:
-            tally.duplicate += 1
-            continue
+        match duplicates.kind(text):
+            case "exact":
+                tally.duplicate += 1
+                continue
+            case "near":
+                tally.near_duplicate += 1
+                continue
         if max_bytes is not None and tally.bytes + len(raw) > max_bytes:
             tally.capped = True
             return
-        if deduplicate:
-            seen.add(digest)
+        digest = hashlib.blake2b(raw, digest_size=16).digest()
         tally.kept += 1
         tally.bytes += len(raw)
         tally.content.update(digest)
@@ -65,11 +69,20 @@ def split_position(document: Document, seed: int) -> float:
 
     Documents below `validation_fraction` are held out, so a larger fraction only ever adds to the held-out set.
     """
-    key = hashlib.blake2b(str(seed).encode(), digest_size=16).digest()
-    place = hashlib.blake2b(document.digest, key=key, digest_size=8).digest()
-    return int.from_bytes(place, "big") / 2**64
+    return _position(document, str(seed))
 
 
 def is_validation(document: Document, config: DataConfig) -> bool:
     """Whether the document is held out for validation."""
     return split_position(document, config.seed) < config.validation_fraction
+
+
+def is_left_out(document: Document, config: DataConfig) -> bool:
+    """Whether the document is one of the training documents that `fraction` leaves out."""
+    return config.fraction < 1 and _position(document, f"subset/{config.subset_seed}") >= config.fraction
+
+
+def _position(document: Document, name: str) -> float:
+    key = hashlib.blake2b(name.encode(), digest_size=16).digest()
+    place = hashlib.blake2b(document.digest, key=key, digest_size=8).digest()
+    return int.from_bytes(place, "big") / 2**64

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from data.config import DataConfig, DataError
-from data.documents import Document, Tally, documents, is_validation, split_position
+from data.contamination import contamination
+from data.documents import Document, Tally, documents, is_left_out, is_validation, split_position
 from data.grammar import make_grammar, token_blocks
 from data.progress import Progress
 from data.shards import (
@@ -29,6 +30,7 @@ from data.shards import (
     TokenizerEntry,
     read_manifest,
     sync_directory,
+    token_stream,
     write_file,
     write_manifest,
 )
@@ -39,8 +41,8 @@ FORMAT = 1  # part of every corpus's name: raise it when the same configuration 
 _BATCH_BYTES = 8_000_000  # text handed to the tokenizer at once: enough to keep many threads busy
 # Keys that change neither which text is taken nor how it is tokenised, or that the source's identity stands for.
 _NOT_IN_NAME = (
-    *("source", "files", "dataset", "subset", "revision", "split", "text_field", "text_unit"),
-    *("streaming", "prepared", "directory", "tokenizer", "grammar"),
+    *("source", "part", "files", "dataset", "subset", "revision", "split", "text_field", "text_unit", "transform"),
+    *("streaming", "prepared", "directory", "tokenizer", "grammar", "mixture"),
 )
 # Of a generated language, what counts beside its own keys.
 _OF_GRAMMAR = ("vocab_size", "shard_tokens")
@@ -56,6 +58,7 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
     Raises:
         DataError: when the text, the tokenizer or the directory cannot be used.
     """
+    assert not config.mixture  # data.mixture prepares each component
     for key, message in config.problems():
         raise DataError(f"data.{key}: {message}")
     if config.source == "prepared":
@@ -68,11 +71,11 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
             )
         return Path(config.prepared)
     source = open_source(config)
-    name = f"{source.name}-{_name_hash(config, source)}"
+    name = f"{source.name}-{name_hash(config, source)}"
     directory = Path(config.directory) / name
     if not (directory / MANIFEST).is_file():
         try:
-            with _lock(Path(config.directory) / f".{name}.lock", progress):
+            with exclusive(Path(config.directory) / f".{name}.lock", progress):
                 if not directory.exists():
                     _build(config, source, directory, progress)
         except OSError as error:
@@ -83,21 +86,23 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
     return directory
 
 
-def _name_hash(config: DataConfig, source: Source) -> str:
-    parts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_NAME}
+def name_hash(config: DataConfig, source: Source) -> str:
+    """Return the hash that names a corpus; keys that have their default are left out, so that new keys change none."""
+    defaults = dataclasses.asdict(DataConfig())
+    parts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_NAME and v != defaults[k]}
     if config.source == "grammar":
-        parts = {key: parts[key] for key in _OF_GRAMMAR}
+        parts = {key: getattr(config, key) for key in _OF_GRAMMAR}
     parts |= {"format": FORMAT, "source": config.source, "identity": source.identity}
     parts["max_bytes"] = source.max_bytes
     if config.tokenizer is not None:
         path = Path(config.tokenizer)
         parts["tokenizer"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-        del parts["tokenizer_bytes"]
+        parts.pop("tokenizer_bytes", None)
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @contextmanager
-def _lock(path: Path, progress: bool) -> Iterator[None]:
+def exclusive(path: Path, progress: bool) -> Iterator[None]:
     """Hold an exclusive lock that the kernel releases when this process dies, however it dies."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -129,8 +134,8 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
 
 def _write_text(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
     tally = Tally()
-    stream = documents(source.texts(), source.max_bytes, config.deduplicate, tally)
-    head, training_text, whole = _head(config, stream)
+    stream = documents(source.texts(), source.max_bytes, config, tally)
+    head, training_text, whole = head_documents(config, stream)
     _require_documents(config, source, tally)
     least, largest = _extremes(head, config.seed)
     if whole:  # say so before the tokenizer says that the text is too short for it
@@ -141,15 +146,23 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     layout = (dtype, config.shard_tokens, tokenizer.token_bytes, tokenizer.end_of_text_id)
     writers = {split: SplitWriter(partial, split, *layout) for split in ("train", "validation")}
+    left_out = 0
     for batch in _batches(chain(head, stream)):
         low, high = _extremes(batch, config.seed)
         least, largest = min(least, low), max(largest, high)
-        for document, tokens in zip(batch, _encode(tokenizer, batch, config), strict=True):
+        used = [document for document in batch if is_validation(document, config) or not is_left_out(document, config)]
+        left_out += len(batch) - len(used)
+        for document, tokens in zip(used, _encode(tokenizer, used, config), strict=True):
             writers["validation" if is_validation(document, config) else "train"].write(tokens)
         shown.update(tally.bytes)
     splits = {split: writer.close() for split, writer in writers.items()}
     _require_both_splits(config, tally, least, largest)
+    if not splits["train"].documents:
+        raise DataError(f"data.fraction: {config.fraction} leaves none of the training documents; raise it")
 
+    streams = (token_stream(partial, split, str(dtype)) for split in splits.values())
+    text = splits["train"]
+    repeated = contamination(*streams, tokenizer.end_of_text_id, text.bytes / text.tokens)
     tokenizer_json = write_file(partial / TOKENIZER, tokenizer.to_json().encode())
     token_bytes = write_file(partial / TOKEN_BYTES, tokenizer.token_bytes.astype("<i4").tobytes())
     return Manifest(
@@ -168,9 +181,15 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
         files=(tokenizer_json, token_bytes),
         source={"kind": config.source, **source.identity, **source.details, "capped": tally.capped},
         documents_sha256=tally.sha256,
-        dropped={"empty": tally.empty, "duplicate": tally.duplicate},
+        dropped={
+            "empty": tally.empty,
+            "duplicate": tally.duplicate,
+            "near_duplicate": tally.near_duplicate,
+            "left_out": left_out,
+        },
         config=json.loads(json.dumps(dataclasses.asdict(config))),
         versions=_versions(),
+        contamination=repeated,
     )
 
 
@@ -210,7 +229,7 @@ def _write_language(config: DataConfig, source: Source, partial: Path, name: str
     )
 
 
-def _head(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document], list[str], bool]:
+def head_documents(config: DataConfig, stream: Iterator[Document]) -> tuple[list[Document], list[str], bool]:
     """Take documents until their training texts suffice for the tokenizer.
 
     Returns the documents, those training texts, and whether that was all there is.

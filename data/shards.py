@@ -84,6 +84,19 @@ class Language:
 
 
 @config
+class Contamination:
+    """What of the validation split occurs word for word in the training split (data/contamination.py).
+
+    `windows` is the share of its windows of `window_tokens` tokens that do; `documents` that of its documents of which
+    at least half the windows do, among those that are as long as a window.
+    """
+
+    window_tokens: int
+    windows: float
+    documents: float
+
+
+@config
 class Manifest:
     """What a corpus directory holds and where that came from."""
 
@@ -100,6 +113,7 @@ class Manifest:
     config: dict[str, Any]
     versions: dict[str, str]
     language: Language | None = None
+    contamination: Contamination | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -342,12 +356,13 @@ def open_corpus(directory: Path | str, verify: bool = True) -> Corpus:
         vocab_size=manifest.tokenizer.vocab_size,
         end_of_text_id=manifest.tokenizer.end_of_text_id,
         token_bytes=token_bytes,
-        train=_stream(directory, manifest.train, manifest.dtype),
-        validation=_stream(directory, manifest.validation, manifest.dtype),
+        train=token_stream(directory, manifest.train, manifest.dtype),
+        validation=token_stream(directory, manifest.validation, manifest.dtype),
     )
 
 
-def _stream(directory: Path, split: Split, dtype: str) -> TokenStream:
+def token_stream(directory: Path, split: Split, dtype: str) -> TokenStream:
+    """Map the shards of a split."""
     stored = np.dtype(dtype).newbyteorder("<")
     maps = tuple(
         # A plain array over the map: slicing np.memmap itself costs several microseconds each.

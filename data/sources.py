@@ -8,11 +8,12 @@ import platform
 import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data.config import DataConfig, DataError
+from data.transforms import applied, load_transform
 
 PYSOURCE_BYTES = 32_000_000  # default cap: tokenised in about 10 s, and enough text for models of a few million
 PYSOURCE_FILE_BYTES = 100_000  # larger modules are mostly generated tables, and one could dominate validation
@@ -51,7 +52,16 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         DataError: when a file or data set is missing, empty or of an unknown format.
     """
-    return {"pysource": _pysource, "files": _files, "hub": _hub, "grammar": _grammar}[config.source](config)
+    source = {"pysource": _pysource, "files": _files, "hub": _hub, "grammar": _grammar}[config.source](config)
+    if config.transform is None:
+        return source
+    name = config.transform
+    function, identity = load_transform(name)
+    return replace(
+        source,
+        identity=source.identity | {"transform": identity},
+        texts=lambda: (applied(function, name, text) for text in source.texts()),
+    )
 
 
 # ------------------------------------------------------------------------------------------ pysource
@@ -61,25 +71,26 @@ def _pysource(config: DataConfig) -> Source:
     # The name holds the Python version and not the installed packages: installing one between two runs of a
     # sweep must not change their text. The first preparation is the snapshot; its hash is in the manifest.
     return Source(
-        name="pysource",
-        identity={"python": platform.python_version(), "largest_file": PYSOURCE_FILE_BYTES},
+        name="pysource" if config.part == "all" else f"pysource-{config.part}",
+        identity={"python": platform.python_version(), "largest_file": PYSOURCE_FILE_BYTES, "part": config.part},
         details={"implementation": platform.python_implementation()},
-        texts=_python_sources,
+        texts=lambda: _python_sources(config.part),
         max_bytes=PYSOURCE_BYTES if config.max_bytes is None else config.max_bytes,
     )
 
 
-def _python_sources() -> Iterator[str]:
-    """Yield the standard library's and the installed packages' modules, in the order of their names' hashes.
+def _python_sources(part: str) -> Iterator[str]:
+    """Yield the modules of the standard library, the installed packages or both, in the order of their names' hashes.
 
     The order depends on neither the file system nor the place of installation, and any prefix of it is a fair
     sample of all packages. Modules that are not UTF-8, or larger than `PYSOURCE_FILE_BYTES`, are left out.
     """
     paths = sysconfig.get_paths()
-    roots = {"stdlib": paths["stdlib"], "platlib": paths["platlib"], "site": paths["purelib"]}
+    roots = [("stdlib", paths["stdlib"]), ("site", paths["platlib"]), ("site", paths["purelib"])]
     files = {
-        f"{'stdlib' if label == 'stdlib' else 'site'}/{path.relative_to(root).as_posix()}": path
-        for label, root in roots.items()
+        f"{label}/{path.relative_to(root).as_posix()}": path
+        for label, root in roots
+        if part in ("all", label)
         for path in _modules(Path(root))
     }
     for name in sorted(files, key=lambda name: hashlib.blake2b(name.encode("utf-8", "replace")).digest()):

@@ -61,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(config: DataConfig, repeats: int) -> Table:
     """Return the table of figures for one configuration; every time is the best of `repeats`, taken in turn."""
     source = open_source(config)
-    texts = [d.text for d in documents(source.texts(), source.max_bytes, config.deduplicate, Tally())]
+    texts = [d.text for d in documents(source.texts(), source.max_bytes, config, Tally())]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     # The first preparation also trains the tokenizer, which the others are given.
     first = prepare(config, progress=False)

@@ -19,8 +19,7 @@ from rich.table import Table
 
 from configs.reader import ConfigError
 from data.config import DataConfig, DataError
-from data.prepare import prepare
-from data.shards import Corpus, open_corpus
+from data.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.bands import Band, band
 from scaling.traces import Curve
@@ -74,7 +73,7 @@ FAULTS = (
 )
 
 
-def train(run: RunConfig, corpus: Corpus, topology: Topology, fault: Fault) -> list[tuple[float, float]]:
+def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> list[tuple[float, float]]:
     """Train with a fault; return (loss in nats per token, gradient norm) of every step."""
     engine = build_engine(run, topology, derive(run, topology.data_parallel))
     draw = np.random.default_rng(run.seed)
@@ -127,7 +126,7 @@ def first_verdict(seen: Sequence[tuple[float, float]]) -> int | None:
 def measure(folder: Path, steps: int, seeds: int, console: Console) -> Table:
     """Train the ladder and the targets; return the table of delays."""
     data = replace(DataConfig(vocab_size=512, max_bytes=8_000_000), directory=str(folder / "corpora"))
-    corpus = open_corpus(prepare(data, progress=False))
+    corpus = open_mixture(data, progress=False)
     topology = launched_topology(1)
     connect(topology)
 

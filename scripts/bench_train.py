@@ -27,8 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from configs.reader import ConfigError, build
-from data.prepare import prepare
-from data.shards import open_corpus
+from data.mixture import open_mixture
 from model.config import ModelConfig
 from model.init import initialise
 from model.transformer import GPT
@@ -231,7 +230,7 @@ def contend(parent: Connection, name: str, run: RunConfig, steps: int, directory
     topology = Topology(0, 1, 0, 1)
     if not uses_gpu():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    corpus = open_corpus(prepare(run.data, progress=False), verify=False)
+    corpus = open_mixture(run.data, progress=False, verify=False)
     batches = [batch for step in range(8) for batch in training_batches(corpus, run, step, topology)]
     train_bare_loop(run, turns, batches, topology.device)
 
@@ -426,7 +425,7 @@ def main(arguments: list[str] | None = None) -> int:
                     "watch": {"step_seconds": 3600.0},  # a contender that waits for its turn is not stuck
                     "wandb": {"mode": "disabled"},
                 }
-                prepare(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)
+                open_mixture(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)
                 finished = measure(options.contenders, tree, options.turns, options.steps, options.threads)
                 for row in rows(text, precision, finished):
                     print(row, flush=True)

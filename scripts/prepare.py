@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
-from data.batches import Manifest, open_corpus
+from data.batches import Manifest
 from data.config import DataConfig, DataError
-from data.prepare import prepare
+from data.contamination import warning
+from data.mixture import open_mixture
 from train.sweep import load_sweep
 
 EPILOG = """\
@@ -38,12 +39,13 @@ def main(arguments: list[str] | None = None) -> int:
     options, overrides = parser.parse_known_args(arguments)
     try:
         configs = load_data_configs(options.config, overrides)
-        for config in configs:
-            if options.print_config:
+        if options.print_config:
+            for config in configs:
                 print(dump_yaml({"data": asdict(config)}), end="")
-            else:
-                directory = prepare(config)
-                print(summary(directory, open_corpus(directory).manifest))
+            return 0
+        corpora = [component.corpus for config in configs for component in open_mixture(config).components]
+        for corpus in {corpus.directory: corpus for corpus in corpora}.values():
+            print(summary(corpus.directory, corpus.manifest))
     except (ConfigError, DataError) as error:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 2
@@ -81,11 +83,19 @@ def summary(directory: Path, manifest: Manifest) -> str:
     if manifest.language is not None:
         lines.append(f"entropy     {manifest.language.entropy_rate:>13.6f} nats per token, exactly")
         return "\n".join(lines)
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in manifest.dropped.items())
+    dropped = ", ".join(f"{count:,} {reason.replace('_', ' ')}" for reason, count in manifest.dropped.items())
     lines += [
         f"vocabulary  {tokenizer.vocab_size:>13,} tokens  ({manifest.dtype}, sha256 {tokenizer.sha256[:12]})",
         f"dropped     {dropped}" + ("; the rest was cut off at max_bytes" if manifest.source["capped"] else ""),
     ]
+    found = manifest.contamination
+    if found is not None:
+        lines.append(
+            f"repeated    {found.windows:.1%} of the validation text, in windows of {found.window_tokens} tokens, and "
+            f"{found.documents:.1%} of its documents occur in training"
+        )
+        if doubt := warning(found):
+            lines.append(f"warning     {doubt}")
     return "\n".join(lines)
 
 

@@ -18,8 +18,7 @@ import torch
 import torch.distributed as dist
 
 from data.batches import windows_per_epoch
-from data.prepare import prepare
-from data.shards import open_corpus
+from data.mixture import open_mixture
 from model.transformer import parameter_shapes
 from train import checkpoint
 from train.batches import training_batches
@@ -59,10 +58,13 @@ class Case:
                 "--checkpoint.keep=9",
             ],
         )
-        self.corpus = open_corpus(prepare(self.run.data))
+        self.mixture = open_mixture(self.run.data)
         self.run_dir = out / self.name
         # Step HALF is the last of an epoch of the data, or the one after it.
-        epoch = windows_per_epoch(self.corpus, self.run.train.sequence_length) // self.run.train.global_batch
+        epoch = (
+            windows_per_epoch(self.mixture.components[0].corpus, self.run.train.sequence_length)
+            // self.run.train.global_batch
+        )
         self.before = epoch - HALF
 
     def engine(self) -> Any:
@@ -72,7 +74,7 @@ class Case:
     def train(self, engine: Any, first: int, end: int) -> Curve:
         curve = []
         for step in range(first, end):
-            batches = training_batches(self.corpus, self.run, self.before + step, self.topology)
+            batches = training_batches(self.mixture, self.run, self.before + step, self.topology)
             loss = train_step(engine, batches, 0.01, self.topology)
             curve.append((loss.item(), gradient_norm(engine)))
         return curve

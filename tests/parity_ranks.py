@@ -17,8 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from data.prepare import prepare
-from data.shards import Corpus, open_corpus
+from data.mixture import Mixture, open_mixture
 from train.batches import training_batches
 from train.config import RunConfig, load_run
 from train.ds_config import derive, merge_user_config
@@ -52,7 +51,7 @@ class Result:
     """What is there after the engine's release and was not before it: bytes of tensors, process groups."""
 
 
-def run_case(case: Case, run: RunConfig, corpus: Corpus) -> Result:
+def run_case(case: Case, run: RunConfig, corpus: Mixture) -> Result:
     """Train; the gradients are on the first rank only."""
     topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
     before = tensor_bytes(), process_groups()
@@ -130,7 +129,7 @@ def main(config: Path, cases_path: Path, results_path: Path) -> None:
     cases = [Case(**case) for case in json.loads(cases_path.read_text())]
     runs = [load_run(config, case.overrides) for case in cases]
     connect(launched_topology(1))
-    corpus = open_corpus(prepare(runs[0].data, progress=False), verify=False)
+    corpus = open_mixture(runs[0].data, progress=False, verify=False)
     results = {case.name: vars(run_case(case, run, corpus)) for case, run in zip(cases, runs, strict=True)}
     if dist.get_rank() == 0:
         torch.save(results, results_path)

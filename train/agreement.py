@@ -16,7 +16,7 @@ import deepspeed
 import torch
 import torch.distributed
 
-from data.shards import Corpus
+from data.mixture import Mixture
 from train.config import RunConfig
 from train.stored import leaves
 from train.topology import Topology
@@ -45,7 +45,7 @@ def exchange_mistakes(mine: str | None, topology: Topology) -> None:
 def require_agreement(
     run: RunConfig,
     ds_config: Mapping[str, Any],
-    corpus: Corpus,
+    mixture: Mixture,
     run_dir: Path,
     topology: Topology,
     patience: float = 60.0,
@@ -55,7 +55,7 @@ def require_agreement(
     Args:
         run: the run; only `data.directory` may differ between machines.
         ds_config: the configuration that DeepSpeed is given.
-        corpus: the corpus, compared by its fingerprint.
+        mixture: the corpora, compared by their fingerprint.
         run_dir: must be one directory for all: each process saves its part of a checkpoint there and reads others'.
             The main process has just written `config.yaml` in it.
         topology: this process among all.
@@ -69,7 +69,7 @@ def require_agreement(
     mine = {
         **leaves(dataclasses.asdict(run)),
         **leaves(ds_config, "deepspeed."),
-        "the corpus": corpus.fingerprint,
+        "the corpus": mixture.fingerprint,
         "the code": _code_hash(),
         "torch": torch.__version__,
         "DeepSpeed": deepspeed.__version__,

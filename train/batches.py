@@ -5,15 +5,15 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from data.batches import Windows, batch
-from data.shards import Corpus
+from data.batches import Windows
+from data.mixture import Mixture, training_windows
 from model.loss import IGNORE
 from train.config import RunConfig
 from train.engine import MicroBatch
 from train.topology import Topology, uses_gpu
 
 
-def training_batches(corpus: Corpus, run: RunConfig, step: int, topology: Topology) -> Iterator[MicroBatch]:
+def training_batches(mixture: Mixture, run: RunConfig, step: int, topology: Topology) -> Iterator[MicroBatch]:
     """Yield the micro-batches of optimizer step `step` (from 0) for this process's replica.
 
     The global batch is a function of (seed, step) alone. Micro-batch k of replica r takes the k-th stretch of
@@ -24,7 +24,7 @@ def training_batches(corpus: Corpus, run: RunConfig, step: int, topology: Topolo
     for k in range(run.train.global_batch // (size * replicas)):
         start = (k * replicas + topology.replica) * size
         rows = slice(start, start + size)
-        yield _split(batch(corpus, run.seed, step, run.train.global_batch, run.train.sequence_length, rows))
+        yield _split(training_windows(mixture, run.seed, step, run.train.global_batch, run.train.sequence_length, rows))
 
 
 def validation_batches(windows: Windows, run: RunConfig, topology: Topology) -> tuple[list[MicroBatch], float]:

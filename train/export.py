@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from configs.reader import dump_yaml
 from data.config import DataError
+from data.mixture import open_mixture
 from data.prepare import prepare
 from data.shards import TOKENIZER, TokenizerEntry, read_manifest
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
@@ -148,7 +149,9 @@ def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry
 
 
 def _corpus(run: RunConfig, run_dir: Path) -> Path:
-    """Find the corpus that the run was trained on."""
+    """Find the corpus that the run was trained on; of a mixture, one with its tokenizer."""
+    if run.data.mixture:
+        return open_mixture(run.data).components[0].corpus.directory
     try:
         name = json.loads((run_dir / "record.json").read_text(encoding="utf-8"))["corpus"]
     except FileNotFoundError:

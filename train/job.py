@@ -7,8 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.reader import ConfigError, Problem, dump_yaml
-from data.prepare import prepare
-from data.shards import Corpus, open_corpus
+from data.mixture import Mixture, open_mixture
 from train.config import RunConfig, batch_problem
 from train.ds_config import derive, merge_user_config, read_user_config
 from train.failures import known_failures
@@ -56,7 +55,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
         ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
     _require_unchanged(run, run_dir)
     require_same_course(run, run_dir)
-    corpus = _open_corpus(run, topology, source)
+    mixture = _open_mixture(run, topology, source)
 
     with ExitStack() as stack:
         if topology.is_main:
@@ -78,8 +77,8 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
         from train.loop import train
 
         exchange_mistakes(None, topology)
-        require_agreement(run, ds_config, corpus, run_dir, topology)
-        train(run, run_dir, corpus, topology, ds_config, heart)
+        require_agreement(run, ds_config, mixture, run_dir, topology)
+        train(run, run_dir, mixture, topology, ds_config, heart)
     return 0
 
 
@@ -92,12 +91,12 @@ def _tell_other_machines(mistake: str, run: RunConfig, run_dir: Path, topology: 
     exchange_mistakes(mistake, topology)
 
 
-def _open_corpus(run: RunConfig, topology: Topology, source: str) -> Corpus:
-    corpus = open_corpus(prepare(run.data, progress=topology.is_main), verify=topology.local_rank == 0)
-    if corpus.vocab_size > run.model.vocab_size:
-        message = f"{run.model.vocab_size} is less than the corpus's {corpus.vocab_size}, which is the nearest"
+def _open_mixture(run: RunConfig, topology: Topology, source: str) -> Mixture:
+    mixture = open_mixture(run.data, progress=topology.is_main, verify=topology.local_rank == 0)
+    if mixture.vocab_size > run.model.vocab_size:
+        message = f"{run.model.vocab_size} is less than the corpus's {mixture.vocab_size}, which is the nearest"
         raise ConfigError([Problem(source, "model.vocab_size", message)])
-    return corpus
+    return mixture
 
 
 def _is_complete(run_dir: Path) -> bool:

@@ -5,13 +5,12 @@ from typing import Any
 
 import torch
 
-from data.batches import validation_windows
-from data.shards import Corpus
+from data.mixture import Mixture
 from train import checkpoint
-from train.batches import training_batches, validation_batches
+from train.batches import training_batches
 from train.config import RunConfig
 from train.ds_config import derive
-from train.engine import build_engine, evaluate, gradient_norm, release, train_step
+from train.engine import build_engine, gradient_norm, release, train_step
 from train.guard import Course, Rollback, SpikeGuard
 from train.heartbeat import Heart
 from train.preemption import Preempted, StopRequest
@@ -21,6 +20,7 @@ from train.schedule import lr_multiplier
 from train.spikes import Kind, Verdict
 from train.status import RunEnded, Status
 from train.topology import Topology
+from train.validation import Losses, Validation
 
 
 class TrainingDiverged(RunEnded):
@@ -30,7 +30,7 @@ class TrainingDiverged(RunEnded):
 
 
 def train(
-    run: RunConfig, run_dir: Path, corpus: Corpus, topology: Topology, ds_config: dict[str, Any] | None, heart: Heart
+    run: RunConfig, run_dir: Path, mixture: Mixture, topology: Topology, ds_config: dict[str, Any] | None, heart: Heart
 ) -> None:
     """Train one run to its end, continuing from the newest checkpoint in `run_dir`.
 
@@ -49,7 +49,7 @@ def train(
         torch.manual_seed(run.seed)
         engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
         try:
-            rollback = _attempt(engine, run, run_dir, corpus, topology, heart, report, rollback)
+            rollback = _attempt(engine, run, run_dir, mixture, topology, heart, report, rollback)
         except RunEnded:  # raised by all processes together, as `release` needs it
             release(engine)
             if report is not None:
@@ -64,27 +64,26 @@ def _attempt(
     engine: Any,
     run: RunConfig,
     run_dir: Path,
-    corpus: Corpus,
+    mixture: Mixture,
     topology: Topology,
     heart: Heart,
     report: Reporter | None,
     after: Rollback | None,
 ) -> Rollback | None:
     """Train to the end, or to a spike that does not pass; `after` is the one that ended the attempt before."""
-    windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
-    validation, to_nats_per_token = validation_batches(windows, run, topology)
+    validation = Validation(mixture, run, topology)
     first_step, guard = _resume(engine, run, run_dir, topology, after)
     if report is not None:
         report.begin(first_step, guard.course.attempt)
 
-    val_loss = None
+    losses: Losses | None = None
     clock = StepClock(first_step)
     with StopRequest(topology) as stop:
         for step in range(first_step, run.steps):
             heart.begin_step(step)
             stop.begin_step()
             lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
-            batches = training_batches(corpus, run, guard.course.data_step(step), topology)
+            batches = training_batches(mixture, run, guard.course.data_step(step), topology)
             loss = train_step(engine, batches, lr, topology)
 
             done = step + 1
@@ -98,12 +97,12 @@ def _attempt(
             if logs:
                 loss_value = loss.item()  # waits for the step, so that the clock below times training alone
                 steps_per_second = clock.lap(done)
-                val_loss = None
+                losses = None
                 if evaluates and ends is None:
                     heart.begin("evaluating", done)
-                    val_loss = evaluate(engine, validation, topology) * to_nats_per_token
+                    losses = validation.measure(engine)
                 if report is not None:
-                    report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, val_loss)
+                    report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, losses)
             if report is not None:
                 report.verdicts(verdicts)
             if ends is not None:
@@ -117,11 +116,11 @@ def _attempt(
                 clock.restart(done)
 
     heart.begin("finishing", run.steps)
-    if val_loss is None:  # resumed after the last step
-        val_loss = evaluate(engine, validation, topology) * to_nats_per_token
+    if losses is None:  # resumed after the last step
+        losses = validation.measure(engine)
     if report is not None:
         spikes = guard.course.describe(run.tokens_per_step)
-        report.finish(val_loss, {**describe_data(run, corpus, windows), **spikes})
+        report.finish(losses.mean, {**describe_data(run, mixture, validation, losses), **spikes})
     return None
 
 

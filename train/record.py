@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from data.batches import Windows, repetition, target_bytes
-from data.shards import Corpus
+from data.mixture import Mixture, repetitions
 from model.counts import count_parameters
 from train.config import RunConfig
 from train.hardware import find_gpu
 from train.topology import Topology, uses_gpu
+from train.validation import Losses, Validation
 
 SCHEMA = 1
 
@@ -101,26 +101,42 @@ def make_record(
     }
 
 
-def describe_data(run: RunConfig, corpus: Corpus, windows: Windows) -> dict[str, Any]:
+def describe_data(run: RunConfig, mixture: Mixture, validation: Validation, losses: Losses) -> dict[str, Any]:
     """Return what `make_record` is told of the data: how much of it was read, and how it was measured."""
-    repeated = repetition(corpus, run.train.sequence_length, run.tokens)
-    tokens = len(windows) * windows.sequence_length
-    return {
-        "validation_tokens": tokens,
-        "validation_bytes_per_token": target_bytes(corpus, windows) / tokens,
-        "epochs": repeated.epochs,
-        "unique_tokens": repeated.unique_tokens,
-        "entropy_rate": _entropy_rate(corpus, run.train.sequence_length),
-        "corpus": corpus.directory.name,
-        "corpus_fingerprint": corpus.fingerprint,
+    repeated = repetitions(mixture, run.train.sequence_length, run.tokens)
+    tokenizer = mixture.components[0].corpus.manifest.tokenizer.sha256
+    described = {
+        "validation_tokens": validation.tokens,
+        "validation_bytes_per_token": validation.mean(validation.bytes_per_token),
+        # Of a mixture: passes over the component that is repeated most, and distinct tokens of all components.
+        "epochs": max(r.epochs for r in repeated.values()),
+        "unique_tokens": sum(r.unique_tokens for r in repeated.values()),
+        "entropy_rate": _entropy_rate(mixture, run.train.sequence_length),
+        "corpus": mixture.name,
+        "corpus_fingerprint": mixture.fingerprint,
+        "tokenizer_sha256": tokenizer,
+    }
+    if not run.data.mixture:
+        return described
+    bits = {k: v / (math.log(2) * validation.bytes_per_token[k]) for k, v in losses.by_component.items()}
+    return described | {
+        "val_loss_by_component": losses.by_component,
+        "bits_per_byte_by_component": bits,
+        "weight_by_component": validation.weights,
+        "epochs_by_component": {name: r.epochs for name, r in repeated.items()},
+        "unique_tokens_by_component": {name: r.unique_tokens for name, r in repeated.items()},
     }
 
 
-def _entropy_rate(corpus: Corpus, sequence_length: int) -> float | None:
+def _entropy_rate(mixture: Mixture, sequence_length: int) -> float | None:
     """Return the nats per token that no model can do better than; None where they are not known."""
-    language = corpus.manifest.language
-    known = language is not None and sequence_length % language.tokens_per_string == 0
-    return language.entropy_rate if language is not None and known else None
+    total = 0.0
+    for component in mixture.components:
+        language = component.corpus.manifest.language
+        if language is None or sequence_length % language.tokens_per_string:
+            return None
+        total += component.weight * language.entropy_rate
+    return total
 
 
 def _versions() -> dict[str, Any]:

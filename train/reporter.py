@@ -16,6 +16,7 @@ from train.spikes import Kind, Verdict
 from train.topology import Topology
 from train.tracking import Tracker
 from train.trunk import inherit_curve
+from train.validation import Losses
 
 
 class Reporter:
@@ -54,7 +55,7 @@ class Reporter:
         grad_norm: float,
         lr: float,
         steps_per_second: float | None,
-        val_loss: float | None,
+        losses: Losses | None,
     ) -> None:
         """Log the step that has just been done."""
         row: dict[str, Any] = {
@@ -71,8 +72,10 @@ class Reporter:
             achieved = row["tokens_per_second"] * self.run.flops_per_token / self.topology.world_size
             row["flops_per_second_per_device"] = achieved
             row["mfu"] = achieved / self.peak if self.peak else None
-        if val_loss is not None:
-            row["val_loss"] = val_loss
+        if losses is not None:
+            row["val_loss"] = losses.mean
+            if self.run.data.mixture:
+                row["val_loss_by_component"] = losses.by_component
         expected, alert = self.monitor.follow(done, loss)
         row |= expected
         if alert is not None:
@@ -86,7 +89,7 @@ class Reporter:
             self.progress.show(row)
         else:
             speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if steps_per_second is not None else ""
-            validation = f"  val_loss {val_loss:.4f}" if val_loss is not None else ""
+            validation = f"  val_loss {losses.mean:.4f}" if losses is not None else ""
             text = f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
             print(f"{text}{speed}{validation}", flush=True)
 

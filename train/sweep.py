@@ -423,7 +423,7 @@ def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> st
     for key in _leaves(chosen):
         is_named = key in named or key in _BUDGETS or key in _NOT_IN_NAME or key.startswith(_NOT_IN_NAME_SECTIONS)
         if not is_named and wanted[key] != below.get(key, _default(RunConfig, key)):
-            parts.append(_word(key.rsplit(".", 1)[-1], wanted[key]))
+            parts.append(_word(_short_key(key), wanted[key]))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 
@@ -440,6 +440,12 @@ def short_count(count: float) -> str:
     exponent = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
     digits = f"{count / 1000**exponent:.4g}"
     return (digits if "." in digits or len(digits) > 1 or not exponent else f"{digits}.0") + " kMBT"[exponent].strip()
+
+
+def _short_key(key: str) -> str:
+    """Return what a name says of a dotted key: its last part, or, of a weight in a mixture, the component."""
+    *parents, last = key.split(".")
+    return parents[-1] if parents[:-1] == ["data", "mixture"] and last == "weight" else last
 
 
 def _word(key: str, value: Any) -> str:
