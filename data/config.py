@@ -109,7 +109,7 @@ class TextConfig:
     """The column or key that holds the text of a document (not used for .txt files)."""
 
     text_unit: Literal["file", "paragraph", "line"] = "file"
-    """For .txt files: what one document is. A paragraph ends at an empty line."""
+    """For .txt files and `pysource`: what one document is. A paragraph ends at an empty line."""
 
     streaming: bool = True
     """For `hub`: read while downloading, so that `max_bytes` bounds the download. False downloads all first."""

@@ -72,9 +72,14 @@ def _pysource(config: DataConfig) -> Source:
     # sweep must not change their text. The first preparation is the snapshot; its hash is in the manifest.
     return Source(
         name="pysource" if config.part == "all" else f"pysource-{config.part}",
-        identity={"python": platform.python_version(), "largest_file": PYSOURCE_FILE_BYTES, "part": config.part},
+        identity={
+            "python": platform.python_version(),
+            "largest_file": PYSOURCE_FILE_BYTES,
+            "part": config.part,
+            "text_unit": config.text_unit,
+        },
         details={"implementation": platform.python_implementation()},
-        texts=lambda: _python_sources(config.part),
+        texts=lambda: (unit for text in _python_sources(config.part) for unit in _units(text, config.text_unit)),
         max_bytes=PYSOURCE_BYTES if config.max_bytes is None else config.max_bytes,
     )
 
@@ -99,6 +104,10 @@ def _python_sources(part: str) -> Iterator[str]:
                 yield files[name].read_bytes().decode("utf-8")
         except (OSError, UnicodeDecodeError):
             continue
+
+
+def _units(text: str, unit: str) -> list[str]:
+    return {"file": [text], "paragraph": re.split(r"\n\s*\n", text), "line": text.splitlines()}[unit]
 
 
 def _modules(root: Path) -> Iterator[Path]:
