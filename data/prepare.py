@@ -160,9 +160,9 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
     if not splits["train"].documents:
         raise DataError(f"data.fraction: {config.fraction} leaves none of the training documents; raise it")
 
-    streams = (token_stream(partial, split, str(dtype)) for split in splits.values())
-    text = splits["train"]
-    repeated = contamination(*streams, tokenizer.end_of_text_id, text.bytes / text.tokens)
+    training, held_out = (token_stream(partial, split, str(dtype)) for split in splits.values())
+    bytes_per_token = splits["train"].bytes / splits["train"].tokens
+    repeated = contamination(training, held_out, tokenizer.end_of_text_id, bytes_per_token)
     tokenizer_json = write_file(partial / TOKENIZER, tokenizer.to_json().encode())
     token_bytes = write_file(partial / TOKEN_BYTES, tokenizer.token_bytes.astype("<i4").tobytes())
     return Manifest(
