@@ -1,0 +1,233 @@
+"""Data mixing laws: the loss on each text by the shares in training, and the best mixture for a larger run.
+
+Ye et al. 2024, Data Mixing Laws, arXiv:2403.16952, equation 6. With r_j the share of component j, the loss on text i is
+
+    L_i(r) = c_i + k_i exp(Σ_j t_ij r_j)
+
+Shares sum to 1, so that k_i can be moved into t_i and is 1 here. A larger model is reached as in section 4 of the
+paper, by a law in size for each mixture, here L(N) = E_r + A_r / N^α with one α for all mixtures of a text; the mixing
+law is fitted to what those predict. All losses are in nats per token.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import least_squares, minimize, minimize_scalar
+
+from .laws import Array
+from .table import TableError
+
+EXPONENTS = (0.02, 2.0)  # of N, searched
+DRAWS = 200  # of the bootstrap
+
+
+class MixingError(ValueError):
+    """Runs that no mixing law can be fitted to; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Mixtures:
+    """Finished runs on mixtures: sizes N (n,), shares (n, K) and losses on every component (n, K)."""
+
+    names: tuple[str, ...]
+    runs: tuple[str, ...]
+    N: Array
+    shares: Array
+    losses: Array
+
+    def select(self, keep: Array) -> Mixtures:
+        """The runs where ``keep`` (n,) is true."""
+        runs = tuple(run for run, kept in zip(self.runs, keep, strict=True) if kept)
+        return Mixtures(self.names, runs, self.N[keep], self.shares[keep], self.losses[keep])
+
+
+def read_mixtures(directory: Path) -> Mixtures:
+    """The complete, untainted runs of a directory whose record.json has losses by component. Raises MixingError."""
+    records: list[dict[str, Any]] = []
+    for path in sorted(directory.glob("*/record.json")):
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise TableError(f"{path}: not JSON: {error}") from error
+        if record.get("complete") and not record.get("tainted") and "val_loss_by_component" in record:
+            records.append({**record, "run": path.parent.name})
+    if not records:
+        raise MixingError(f"{directory}: no finished runs on a mixture (looked for val_loss_by_component)")
+    components = {tuple(sorted(record["val_loss_by_component"])) for record in records}
+    if len(components) > 1:
+        raise MixingError(f"{directory}: the runs mix different components: {sorted(components)}")
+    if len({record["D"] for record in records}) > 1:
+        raise MixingError(f"{directory}: the runs differ in tokens; a mixing law compares runs of one budget D")
+    names = components.pop()
+
+    def column(field: str) -> Array:
+        return np.array([[record[field][name] for name in names] for record in records], dtype=float)
+
+    return Mixtures(
+        names,
+        tuple(record["run"] for record in records),
+        np.array([record["N"] for record in records], dtype=float),
+        column("weight_by_component"),
+        column("val_loss_by_component"),
+    )
+
+
+# --- The law -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MixingLaw:
+    """L(r) = c + exp(t · r) of one text; ``t`` (K,)."""
+
+    c: float
+    t: Array
+
+    def __call__(self, shares: Array) -> Array:
+        """The loss at ``shares`` (..., K)."""
+        return np.asarray(self.c + np.exp(shares @ self.t))
+
+
+def fit_mixing(shares: Array, losses: Array) -> MixingLaw:
+    """Fit the law by least squares to losses (n,) at shares (n, K); given c, its logarithm is linear in the shares.
+
+    Raises MixingError for fewer different mixtures than coefficients.
+    """
+    coefficients = shares.shape[1] + 1
+    if len(np.unique(shares, axis=0)) < coefficients:
+        raise MixingError(
+            f"{coefficients} coefficients need as many different mixtures; there are {len(np.unique(shares, axis=0))}"
+        )
+    least = float(losses.min())
+    starts = []
+    for c in least * np.concatenate([[0.0, 0.5], 1 - np.geomspace(0.3, 1e-3, 12)]):
+        t = np.linalg.lstsq(shares, np.log(losses - c), rcond=None)[0]
+        starts.append(np.concatenate([[c], t]))
+
+    def residuals(theta: Array) -> Array:
+        return np.asarray(theta[0] + np.exp(shares @ theta[1:]) - losses)
+
+    start = min(starts, key=lambda theta: float((residuals(theta) ** 2).sum()))
+    bounds = ([0.0, *[-np.inf] * shares.shape[1]], [least, *[np.inf] * shares.shape[1]])
+    found = least_squares(residuals, start, bounds=bounds, x_scale="jac")
+    return MixingLaw(float(found.x[0]), found.x[1:])
+
+
+@dataclass(frozen=True)
+class SizeLaw:
+    """L(N, r) = E_r + A_r / N^alpha of one text, for the mixtures (m, K) that were measured; E and A are (m,)."""
+
+    mixtures: Array
+    E: Array
+    A: Array
+    alpha: float
+
+    def at(self, N: float) -> Array:
+        """The loss of every mixture (m,) at N parameters."""
+        return np.asarray(self.E + self.A * N**-self.alpha)
+
+
+def fit_sizes(N: Array, shares: Array, losses: Array) -> SizeLaw:
+    """Fit a power law in N for every mixture, with one exponent for all. Raises MixingError for too few sizes."""
+    mixtures, which = np.unique(shares, axis=0, return_inverse=True)
+    which = which.ravel()
+    sizes = [len(np.unique(N[which == m])) for m in range(len(mixtures))]
+    if min(sizes) < 2 or max(sizes) < 3:
+        raise MixingError("a law in size needs every mixture at two sizes or more, and at least one at three")
+
+    def solve(alpha: float) -> tuple[Array, float]:
+        design = np.zeros((len(N), 2 * len(mixtures)))
+        rows = np.arange(len(N))
+        design[rows, which] = 1
+        design[rows, len(mixtures) + which] = (N / N.min()) ** -alpha
+        solution = np.linalg.lstsq(design, losses, rcond=None)[0]
+        return solution, float(((design @ solution - losses) ** 2).sum())
+
+    grid = np.geomspace(*EXPONENTS, 25)
+    best = int(np.argmin([solve(alpha)[1] for alpha in grid]))
+    near = (grid[max(0, best - 1)], grid[min(len(grid) - 1, best + 1)])
+    alpha = float(minimize_scalar(lambda a: solve(a)[1], bounds=near, method="bounded").x)
+    solution, _ = solve(alpha)
+    return SizeLaw(mixtures, solution[: len(mixtures)], solution[len(mixtures) :] * N.min() ** alpha, alpha)
+
+
+# --- The best mixture ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Mixing laws of every text at N parameters, and the shares (K,) that make the target loss least."""
+
+    N: float
+    laws: tuple[MixingLaw, ...]
+    target: Array
+    best: Array
+
+    def losses(self, shares: Array) -> Array:
+        """The loss on every text at ``shares`` (..., K): (..., K)."""
+        return np.stack([law(shares) for law in self.laws], axis=-1)
+
+    def target_loss(self, shares: Array) -> Array:
+        """The loss that is made small: over all texts by their weight in the target."""
+        return np.asarray(self.losses(shares) @ self.target)
+
+
+def best_shares(laws: Sequence[MixingLaw], target: Array) -> Array:
+    """The shares (K,) of least target loss. Every law is convex in them, so that a minimum is the minimum."""
+    parts = len(target)
+
+    def loss(shares: Array) -> float:
+        return float(sum(weight * law(shares) for weight, law in zip(target, laws, strict=True)))
+
+    found = minimize(
+        loss,
+        np.full(parts, 1 / parts),
+        method="SLSQP",
+        bounds=[(0, 1)] * parts,
+        constraints={"type": "eq", "fun": lambda shares: shares.sum() - 1},
+        options={"ftol": 1e-12, "maxiter": 500},
+    )
+    shares = np.clip(found.x, 0, 1)
+    return np.asarray(shares / shares.sum())
+
+
+def forecast(runs: Mixtures, N: float, target: Array) -> Forecast:
+    """Predict the mixing laws at N parameters from smaller runs. Raises MixingError where they are too few."""
+    laws = []
+    for column in runs.losses.T:
+        sizes = fit_sizes(runs.N, runs.shares, column)
+        laws.append(fit_mixing(sizes.mixtures, sizes.at(N)))
+    return Forecast(N, tuple(laws), target, best_shares(laws, target))
+
+
+def bootstrap(runs: Mixtures, N: float, target: Array, draws: int = DRAWS, seed: int = 0) -> list[Forecast]:
+    """Forecasts from resampled residuals of the laws in size, each text's own, enlarged for the coefficients spent."""
+    random = np.random.default_rng(seed)
+    fitted, residuals = np.empty_like(runs.losses), np.empty_like(runs.losses)
+    for i, column in enumerate(runs.losses.T):
+        law = fit_sizes(runs.N, runs.shares, column)
+        which = [int(np.flatnonzero((law.mixtures == r).all(axis=1))[0]) for r in runs.shares]
+        fitted[:, i] = law.E[which] + law.A[which] * runs.N**-law.alpha
+        spent = 2 * len(law.mixtures) + 1
+        residuals[:, i] = (column - fitted[:, i]) * np.sqrt(len(column) / max(1, len(column) - spent))
+    found = []
+    for _ in range(draws):
+        losses = fitted + residuals[random.integers(len(residuals), size=len(residuals))]
+        found.append(forecast(Mixtures(runs.names, runs.runs, runs.N, runs.shares, losses), N, target))
+    return found
+
+
+def target_of(names: Sequence[str], weights: Mapping[str, float]) -> Array:
+    """The target's weights (K,): as given, 0 for those not named, equal where none is. Raises MixingError."""
+    unknown = [name for name in weights if name not in names]
+    if unknown:
+        raise MixingError(f"there is no component {unknown[0]!r}; the components are {', '.join(names)}")
+    given = np.array([weights.get(name, 0.0 if weights else 1.0) for name in names], dtype=float)
+    if (given < 0).any() or given.sum() <= 0:
+        raise MixingError("the weights of the target must not be negative, nor all zero")
+    return np.asarray(given / given.sum())
