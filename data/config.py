@@ -196,7 +196,7 @@ class DataConfig(TextConfig):
     """Chooses which documents are held out. The order of training is the run's seed, not this one."""
 
     vocab_size: int = 1024
-    """Number of tokens in the vocabulary, the end-of-text token included (at least 257)."""
+    """Number of tokens in the vocabulary, the end-of-text token included (at least 257); null: those of `tokenizer`."""
 
     tokenizer: str | None = None
     """Path of a byte-level `tokenizer.json` to use. None trains one on the training documents."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.reader import ConfigError, Problem
 from data.config import DataConfig, DataError
 
 END_OF_TEXT = "<|endoftext|>"
@@ -131,6 +132,26 @@ def wrap(backend: Any, where: str) -> ByteTokenizer:
     backend.no_truncation()
     backend.no_padding()
     return ByteTokenizer(backend, size, end_of_text, vocabulary[end_of_text], token_bytes)
+
+
+def expand_data(tree: Any) -> Any:
+    """Fill in a `vocab_size` of null in the keys of a `data:` section: the size of `tokenizer`.
+
+    Raises:
+        ConfigError: where there is no such file, or it is not a tokenizer.json.
+    """
+    if not isinstance(tree, dict) or tree.get("vocab_size", 0) is not None:
+        return tree
+    path = tree.get("tokenizer")
+    if not isinstance(path, str):
+        raise ConfigError([Problem("", "data.vocab_size", "null takes the size of data.tokenizer, which is not given")])
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        ids = [*content["model"]["vocab"].values(), *(token["id"] for token in content.get("added_tokens", []))]
+        return tree | {"vocab_size": max(ids) + 1}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        message = f"'{path}' is not a tokenizer.json that can be read: {type(error).__name__}: {error}"
+        raise ConfigError([Problem("", "data.tokenizer", message)]) from None
 
 
 def for_config(config: DataConfig, texts: Iterable[str]) -> ByteTokenizer:

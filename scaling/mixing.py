@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares, minimize, minimize_scalar
+from numpy.typing import NDArray
+from scipy.optimize import LinearConstraint, least_squares, minimize, minimize_scalar
 
 from .laws import Array
 from .table import TableError
@@ -41,7 +42,7 @@ class Mixtures:
     shares: Array
     losses: Array
 
-    def select(self, keep: Array) -> Mixtures:
+    def select(self, keep: NDArray[np.bool_]) -> Mixtures:
         """The runs where ``keep`` (n,) is true."""
         runs = tuple(run for run, kept in zip(self.runs, keep, strict=True) if kept)
         return Mixtures(self.names, runs, self.N[keep], self.shares[keep], self.losses[keep])
@@ -146,7 +147,7 @@ def fit_sizes(N: Array, shares: Array, losses: Array) -> SizeLaw:
         design[rows, which] = 1
         design[rows, len(mixtures) + which] = (N / N.min()) ** -alpha
         solution = np.linalg.lstsq(design, losses, rcond=None)[0]
-        return solution, float(((design @ solution - losses) ** 2).sum())
+        return np.asarray(solution, dtype=float), float(((design @ solution - losses) ** 2).sum())
 
     grid = np.geomspace(*EXPONENTS, 25)
     best = int(np.argmin([solve(alpha)[1] for alpha in grid]))
@@ -188,8 +189,8 @@ def best_shares(laws: Sequence[MixingLaw], target: Array) -> Array:
         loss,
         np.full(parts, 1 / parts),
         method="SLSQP",
-        bounds=[(0, 1)] * parts,
-        constraints={"type": "eq", "fun": lambda shares: shares.sum() - 1},
+        bounds=[(0.0, 1.0)] * parts,
+        constraints=LinearConstraint(np.ones((1, parts)), 1.0, 1.0),
         options={"ftol": 1e-12, "maxiter": 500},
     )
     shares = np.clip(found.x, 0, 1)

@@ -159,7 +159,7 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
     return [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high and t > 0]
 
 
-def log_axis(axis: Axis, variable: str) -> None:
+def log_axis(axis: Axis, variable: str, label: str | None = None) -> None:
     """Make an axis logarithmic in a variable. Call it when everything is drawn: the ticks follow the limits."""
     axes = axis.axes
     is_x = axis is axes.xaxis
@@ -171,7 +171,7 @@ def log_axis(axis: Axis, variable: str) -> None:
     axis.set_minor_locator(NullLocator())
     axis.set_minor_formatter(NullFormatter())
     axis.set_major_formatter(FuncFormatter(_formatter(variable)))
-    axis.set_label_text(LABELS.get(variable, variable))
+    axis.set_label_text(label or LABELS.get(variable, variable))
 
 
 def _formatter(variable: str) -> Callable[[float, int], str]:

@@ -71,6 +71,16 @@ def _companion(axis: Axes, view: View, name: str, style: str = "--") -> Array:
     return y
 
 
+def _baselines(axis: Axes, view: View) -> None:
+    """A line for every other model whose loss lies between those of the runs."""
+    low, high = axis.get_ylim()
+    for name, loss in view.baselines.items():
+        if low < loss < high:
+            axis.axhline(loss, color=MUTED, lw=1, ls=":", zorder=1)
+            where = axis.get_yaxis_transform()
+            axis.text(0.99, loss, name, transform=where, fontsize=8, color=MUTED, ha="right", va="bottom")
+
+
 def _main_single(axis: Axes, view: View, variable: str) -> None:
     """The law itself where it has ``variable`` only."""
     x = np.geomspace(*span(view.table.columns[variable], 0.3), 150)
@@ -98,8 +108,9 @@ def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
             _value_key(axis, scales[other])
         for axis, x in zip(axes, "ND", strict=True):
             axis.set_ylim(*span(np.concatenate(visible), 0.12))
-            log_axis(axis.yaxis, "loss")
+            log_axis(axis.yaxis, "loss", view.unit)
             log_axis(axis.xaxis, x)
+            _baselines(axis, view)
         axes[1].set_ylabel("")
     return drawn
 
@@ -131,8 +142,9 @@ def compute(view: View, scale: Scale) -> Figure:
         line = _companion(axis, view, "kaplan_c")
         axis.set_ylim(*span(np.concatenate([columns["loss"], line]), 0.12))
         axis.set_xlim(*span(columns["C"], 0.1))
-        log_axis(axis.yaxis, "loss")
+        log_axis(axis.yaxis, "loss", view.unit)
         log_axis(axis.xaxis, "C")
+        _baselines(axis, view)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="upper right")
         scale.key(drawn, [axis])
@@ -206,7 +218,7 @@ def fan(view: View, scale: Scale) -> Figure:
         everything = np.concatenate([columns["loss"], band.low, [floor] if floor else []])
         axis.set_ylim(*span(everything[everything > 0], 0.05))
         axis.set_xlim(columns["C"].min() / 1.5, C[-1])
-        log_axis(axis.yaxis, "loss")
+        log_axis(axis.yaxis, "loss", view.unit)
         log_axis(axis.xaxis, "C")
         axis.legend(loc="upper right")
         scale.key(drawn, [axis])
@@ -222,6 +234,6 @@ def parameter_pairs(view: View) -> Figure | None:
         for axis, name in zip(axes, names, strict=True):
             axis.scatter(view.thinned["E"], view.thinned[name], s=9, color=LAW, alpha=0.4, lw=0)
             axis.plot(view.law["params"]["E"], view.law["params"][name], "D", color=HELD_OUT, ms=6, mec="white")
-            axis.set_xlabel("E (nats per token)")
+            axis.set_xlabel(f"E ({view.loss_unit})")
             axis.set_ylabel(symbol(name))
     return drawn

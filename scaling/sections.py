@@ -185,7 +185,7 @@ def _residuals(source: Source) -> Section | None:
         return None
     sigma = source.law.get("residual_sigma")
     logarithmic = source.law.get("loss", {}).get("scale", "log") == "log"
-    size = f"{100 * sigma:.2f} %" if sigma and logarithmic else f"{significant(sigma, 3)} nats per token"
+    size = f"{100 * sigma:.2f} %" if sigma and logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
     text = [f"One standard deviation of the residuals is {size}."] if sigma else []
     caption = (
         "Each dot is one measurement: above zero the loss is higher than the fitted law. The grey band is one standard "
@@ -296,7 +296,9 @@ def _fan(source: Source) -> Section | None:
     head = ("compute", "#C (FLOPs)", "#loss", f"#{source.level} interval", "#width")
     drawn = plots_law.fan(source.view, source.scales["N"])
     pictures = picture("extrapolation", "Beyond the data", caption, drawn)
-    return Section("extrapolation", "Extrapolation", [], pictures, [Grid(head, rows, "Losses in nats per token.")])
+    return Section(
+        "extrapolation", "Extrapolation", [], pictures, [Grid(head, rows, f"Losses in {source.view.loss_unit}.")]
+    )
 
 
 def _curves(source: Source) -> Section | None:
@@ -401,6 +403,7 @@ SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
     sections_checks.backtest,
     _coefficients,
     sections_checks.profile_E,
+    sections_checks.baselines,
     _residuals,
     sections_checks.sensitivity,
     sections_checks.averaged,

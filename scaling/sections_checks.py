@@ -10,7 +10,7 @@ import numpy as np
 from . import plots_checks, plots_curves
 from .curves import UNITS, CurveError, LossCurve, fit_curves, make_curve, score
 from .page import Grid, Section, Source, picture, some
-from .text import count, flops, formula, percent, quantity, significant, symbol
+from .text import count, flops, formula, nats, percent, quantity, significant, symbol
 from .traces import read_curves, smoothed
 
 SHOWN_SETTINGS = 400  # rows of the sensitivity table
@@ -230,3 +230,21 @@ def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCur
         if differs and points >= CURVE_POINTS and (best is None or best[0] < N):
             best = (N, fitted, unseen)
     return best
+
+
+def baselines(source: Source) -> Section | None:
+    """The baselines in a table, with how many runs have a lower loss."""
+    if not source.view.baselines:
+        return None
+    losses = source.view.table.columns["loss"]
+    rows = [
+        [name, nats(loss), f"{int((losses < loss).sum())} of {some(len(losses), 'run')}"]
+        for name, loss in source.view.baselines.items()
+    ]
+    text = [
+        "Other models on the tokens that the runs were evaluated on. The n-gram models are interpolated Kneser-Ney "
+        "with modified discounts (Chen & Goodman 1999), counted on all training tokens of the corpus; a run that has "
+        "read fewer competes with less."
+    ]
+    head = ("model", "#loss", "#runs with a lower loss")
+    return Section("baselines", "Baselines", text, [], [Grid(head, rows, f"Losses in {source.view.loss_unit}.")])

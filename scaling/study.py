@@ -105,6 +105,7 @@ def study(table: Table, options: Options | None = None) -> Study:
         "certificate": _certificate(fitted, options),
         "excluded": [asdict(e) for e in table.excluded],
         "table_sha256": table.sha256,
+        "loss_unit": table.loss_unit,
         "source": table.source,
         "rows": rows.rows,
         "runs": len(set(rows.run)),

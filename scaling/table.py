@@ -48,6 +48,9 @@ N_DEFINITIONS = ("total", "non-embedding", "with-head")
 C_DEFINITIONS = ("exact", "6nd")
 
 
+NATS, BITS = "nats per token", "bits per byte"
+
+
 class TableError(ValueError):
     """A table that cannot be read; the message names file, row, column and value."""
 
@@ -68,7 +71,8 @@ class Table:
     (FLOPs), U (unique tokens), S (steps), weight, stderr (of the loss, nats per token), score, the entropy rate of the
     text (nats per token) where it is known, and the parameter groups. ``run`` names the training run of each row,
     ``cluster`` what it shares its noise with: by default the rows of its run, and for a branch of a trunk all that hang
-    on it. ``rows`` are row numbers in the source, from 1. ``sha256`` is that of the source's bytes.
+    on it. ``rows`` are row numbers in the source, from 1. ``sha256`` is that of the source's bytes. ``loss_unit`` is
+    the unit of the loss where it is another.
     """
 
     columns: dict[str, Array]
@@ -79,6 +83,7 @@ class Table:
     source: str
     n_definition: str = "total"
     c_definition: str = "exact"
+    loss_unit: str = NATS
     cluster: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -132,18 +137,21 @@ class Table:
 def read_table(path: str | Path, rename: Mapping[str, str] | None = None) -> Table:
     """Read a runs directory (DIR/*/record.json), one record.json, or a CSV, JSONL or Parquet file.
 
-    ``rename`` maps a column name used here to the name it has in the file, as in {"loss": "loss_c4_val"}. Raises
-    TableError; for a file, any cell of a needed column that is not a positive finite number is one.
+    ``rename`` maps a column name used here to the name it has in the file, as in {"loss": "loss_c4_val"}, or to a field
+    of the records, as in {"loss": "val_loss_by_component.prose"}. Raises TableError; for a file, any cell of a needed
+    column that is not a positive finite number is one.
     """
-    path = Path(path)
-    if rename and (path.is_dir() or path.name == "record.json"):
-        raise TableError(f"{path}: the fields of a record have fixed names; columns can be named for a file only")
+    path, rename = Path(path), dict(rename or {})
+    for name, column in rename.items():
+        if name not in (*REQUIRED, *OPTIONAL, *TEXT):
+            known = ", ".join((*REQUIRED, *OPTIONAL, *TEXT))
+            raise TableError(f"there is no column {name!r} to fill from {column!r}: the names are {known}")
     if path.is_dir():
-        return _read_runs(path, sorted(p for p in path.iterdir() if p.is_dir()))
+        return _read_runs(path, sorted(p for p in path.iterdir() if p.is_dir()), rename)
     if not path.exists():
         raise TableError(f"{path}: no such file or directory")
     if path.name == "record.json":
-        return _read_runs(path.parent, [path.parent])
+        return _read_runs(path.parent, [path.parent], rename)
     readers = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
     if path.suffix.lower() not in readers:
         raise TableError(f"{path}: a table is a .csv, .jsonl or .parquet file, or a directory of runs")
@@ -154,14 +162,15 @@ def read_table(path: str | Path, rename: Mapping[str, str] | None = None) -> Tab
     if not content:
         raise TableError(f"{path}: the file is empty")
     records = readers[path.suffix.lower()](path)
-    known = (*REQUIRED, *OPTIONAL, *TEXT)
-    for name, column in (rename or {}).items():
-        if name not in known:
-            raise TableError(f"there is no column {name!r} to fill from {column!r}: the names are {', '.join(known)}")
+    for name, column in rename.items():
         if records and not any(column in record for record in records):
             raise TableError(f"{path}: there is no column {column!r} to read {name} from")
         records = [{**record, name: record.get(column)} for record in records]
-    return _check(path, records, hashlib.sha256(content).hexdigest())
+    return replace(_check(path, records, hashlib.sha256(content).hexdigest()), loss_unit=_loss_unit(rename))
+
+
+def _loss_unit(rename: Mapping[str, str]) -> str:
+    return BITS if rename.get("loss", "").startswith("bits_per_byte") else NATS
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
@@ -315,7 +324,8 @@ def _table(
     return table.redefine()
 
 
-def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
+def _read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) -> Table:
+    fields = {column: name for name, column in RECORD_FIELDS.items()} | dict(rename)
     digest = hashlib.sha256()
     excluded: list[Excluded] = []
     kept: list[dict[str, Any]] = []
@@ -332,7 +342,7 @@ def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
         seen += 1
         content = path.read_bytes()
         digest.update(content)
-        record, reason = _record(content)
+        record, reason = _record(content, fields)
         if record.get("branch_of"):
             trunks[run_dir.name] = str(record["branch_of"])
         if reason:
@@ -348,7 +358,15 @@ def _read_runs(directory: Path, run_dirs: list[Path]) -> Table:
     # A field that only some trainers write is usable only if every run has it.
     optional = [c for c in OPTIONAL if all(_problem(c, r.get(c)) is None for r in kept)]
     clusters = [_root(run, trunks) for run in runs]
-    return _table([*REQUIRED, *optional], kept, runs, clusters, rows, excluded, digest.hexdigest(), str(directory))
+    table = _table([*REQUIRED, *optional], kept, runs, clusters, rows, excluded, digest.hexdigest(), str(directory))
+    unit = _loss_unit(rename)
+    tokenizers = {record["tokenizer"] for record in kept} - {None}
+    if len(tokenizers) > 1 and unit == NATS:
+        raise TableError(
+            f"{directory}: the runs have {len(tokenizers)} tokenizers, and neither {NATS} nor tokens of different ones "
+            "compare; fit bits per byte over bytes with --column loss=bits_per_byte --column D=training_bytes"
+        )
+    return replace(table, loss_unit=unit)
 
 
 def _root(run: str, trunks: Mapping[str, str]) -> str:
@@ -360,8 +378,15 @@ def _root(run: str, trunks: Mapping[str, str]) -> str:
     return run
 
 
-def _record(content: bytes) -> tuple[dict[str, Any], str | None]:
-    """A training record as a row, and why it cannot be used."""
+def _field(record: Mapping[str, Any], name: str) -> Any:
+    """A field of a record; a.b is the field b of the mapping a."""
+    head, _, rest = name.partition(".")
+    value = record.get(head)
+    return _field(value, rest) if rest and isinstance(value, Mapping) else value
+
+
+def _record(content: bytes, fields: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
+    """A training record as a row, whose columns come from ``fields``, and why it cannot be used."""
     try:
         raw = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -370,6 +395,7 @@ def _record(content: bytes) -> tuple[dict[str, Any], str | None]:
         return {}, "record.json is not a JSON object"
     if raw.get("complete") is not True:
         raw = {**raw, "complete": False}
-    record = {column: raw.get(name) for name, column in RECORD_FIELDS.items()} | {"branch_of": raw.get("branch_of")}
+    record = {column: _field(raw, name) for column, name in fields.items()}
+    record |= {"tokenizer": raw.get("tokenizer_sha256"), "branch_of": raw.get("branch_of")}
     bad = next((f"{c}: {p}" for c in REQUIRED if (p := _problem(c, record[c]))), None)
     return record, _unfit(raw) or bad

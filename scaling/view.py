@@ -11,7 +11,7 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 
 from .laws import LAWS, Array, Law
-from .table import Table
+from .table import NATS, Table
 
 DRAWN = 400  # bootstrap draws that a picture uses
 
@@ -63,7 +63,17 @@ class View:
     @property
     def unit(self) -> str:
         """What the law predicts, with its unit."""
-        return "loss (nats per token)" if self.is_loss else self.declared.response
+        return f"loss ({self.loss_unit})" if self.is_loss else self.declared.response
+
+    @property
+    def loss_unit(self) -> str:
+        """Unit of the losses that were fitted."""
+        return str(self.law.get("loss_unit", NATS))
+
+    @property
+    def baselines(self) -> Mapping[str, float]:
+        """Losses of other models on the same tokens, by name."""
+        return dict(self.law.get("baselines", {}))
 
     @cached_property
     def thinned(self) -> dict[str, Array]:

@@ -7,7 +7,9 @@ Units: N in parameters, D in tokens, loss in nats per token, C in FLOPs.
     python scripts/fit.py table.csv --law chinchilla --holdout compute:10x --out fits/table
 
 RUNS_DIR holds one directory a run, each with the record.json of a finished run. TABLE is CSV, JSONL or Parquet with
-columns N, D, loss and optionally run, C, weight. The law is fitted to every row; the held-out rows are predicted by
+columns N, D, loss and optionally run, C, weight. Of runs with different tokenizers, bits per byte are fitted:
+--column loss=bits_per_byte --column D=training_bytes. RUNS_DIR/baselines.json (scripts/ngram.py) is shown beside the
+runs. The law is fitted to every row; the held-out rows are predicted by
 a second fit that has not seen them.
 """
 
@@ -22,6 +24,7 @@ from rich.console import Console
 
 from scaling.artifact import ArtifactError, require_writable, write_draws, write_law
 from scaling.averaging import all_draws
+from scaling.baselines import read_baselines
 from scaling.commandline import Parser, ending, quantity
 from scaling.console import show
 from scaling.estimate import LOSSES, FitError
@@ -46,7 +49,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
     add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
     add("--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter, as in --pin E=1.69")
-    add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=val_loss")
+    add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=bits_per_byte")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
     add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
     add("--bootstrap", default=METHODS[0], choices=METHODS, help=f"how noise is resampled (default: {METHODS[0]})")
@@ -132,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
     require_writable(out)
     result = study(table, options)
     result.law["forecasts"] = tally({out, args.source} if args.source.is_dir() else {out}, table)
+    result.law["baselines"] = read_baselines(args.source, table.loss_unit) if args.source.is_dir() else {}
     console = Console(width=None if sys.stdout.isatty() else 120)
     show(result.law, console)
     if result.average:

@@ -24,6 +24,7 @@ from scaling.artifact import ArtifactError, read_law
 from scaling.commandline import Parser, ending, quantity
 from scaling.forecast import Forecast, ForecastError, forecast, task_score
 from scaling.registry import register
+from scaling.table import NATS
 from scaling.text import nats
 
 
@@ -52,7 +53,7 @@ def show(result: Forecast, law: dict[str, Any]) -> str:
         parts = [f"{k} by {v:.3g}x" for k, v in result.extrapolation_by.items() if v > 1]
         far = f"outside the fitted range: {', '.join(parts)}"
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
-    kind = "loss {} nats per token" if law["law"] != "task_sigmoid" else "score {}"
+    kind = f"loss {{}} {law.get('loss_unit', NATS)}" if law["law"] != "task_sigmoid" else "score {}"
     return (
         f"{given}\n"
         f"{kind.format(nats(result.loss))}, {100 * result.level:g} % interval "

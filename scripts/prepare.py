@@ -10,6 +10,7 @@ from data.batches import Manifest
 from data.config import DataConfig, DataError
 from data.contamination import warning
 from data.mixture import open_mixture
+from data.tokenizer import expand_data
 from train.sweep import load_sweep
 
 EPILOG = """\
@@ -63,7 +64,7 @@ def load_data_configs(path: Path, overrides: list[str]) -> list[DataConfig]:
     given = parse_overrides(overrides)
     if "data" not in tree | given:
         raise ConfigError([Problem(str(path), "data", "there is no such section; expected 'data:' with its keys")])
-    merged = merge(tree, given)["data"]
+    merged = expand_data(merge(tree, given)["data"])
     if not isinstance(merged, dict):
         raise ConfigError([Problem(str(path), "data", f"{merged!r} is not a mapping of keys to values")])
     files = {key.removeprefix("data."): file for key, file in origin.items() if key.startswith("data.")}

@@ -167,6 +167,24 @@ def test_weights_are_axes_of_a_sweep(run_file, tmp_path):
     assert [run.name.rsplit("-", 1)[-1] for run in runs] == ["digits0.1", "384tok", "digits1"]
 
 
+def test_tokenizers_are_axes_of_a_sweep_and_bring_their_sizes(run_file, tmp_path):
+    paths = []
+    for size in (280, 300):
+        (tokenizer,) = Path(load_run(run_file).data.directory).glob("tokenizer-*.json")
+        tree = json.loads(tokenizer.read_text())
+        tree["model"]["vocab"] = {token: i for token, i in tree["model"]["vocab"].items() if i < size}
+        paths.append(tmp_path / f"bpe{size}.json")
+        paths[-1].write_text(json.dumps(tree))
+    sweep = (
+        f"name: t\nbase: run.yaml\nrun: {{data.vocab_size: null}}\naxes: {{data.tokenizer: [{paths[0]}, {paths[1]}]}}"
+    )
+    (tmp_path / "sweep.yaml").write_text(sweep)
+    runs = load_sweep(tmp_path / "sweep.yaml").runs
+    assert [(run.config.data.vocab_size, run.config.model.vocab_size) for run in runs] == [(280, 280), (300, 300)]
+    with pytest.raises(ConfigError, match=r"data\.vocab_size: null takes the size of data\.tokenizer"):
+        load_run(run_file, ["--data.vocab_size=null"])
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [

@@ -129,12 +129,25 @@ def test_thousands_may_be_set_apart_by_underscores(tmp_path):
     assert read_table(path).columns["D"][0] == 2e9
 
 
+def test_runs_of_different_tokenizers_are_fitted_in_bits_per_byte(tmp_path):
+    for i, tokenizer in enumerate(("a", "b")):
+        record = {"complete": True, "N": 10 * (i + 1), "D": 100, "val_loss": 3.0, "tokenizer_sha256": tokenizer}
+        record |= {"bits_per_byte": 1.5 + i, "training_bytes": 250, "val_loss_by_component": {"code": 2.5}}
+        (tmp_path / tokenizer).mkdir()
+        (tmp_path / tokenizer / "record.json").write_text(json.dumps(record))
+    with pytest.raises(TableError, match=r"2 tokenizers.*--column loss=bits_per_byte --column D=training_bytes"):
+        read_table(tmp_path)
+    table = read_table(tmp_path, {"loss": "bits_per_byte", "D": "training_bytes"})
+    assert (table.columns["loss"].tolist(), table.columns["D"].tolist()) == ([1.5, 2.5], [250, 250])
+    assert table.loss_unit == "bits per byte"
+    part = read_table(tmp_path / "a" / "record.json", {"loss": "val_loss_by_component.code"})
+    assert (part.columns["loss"].tolist(), part.loss_unit) == ([2.5], "nats per token")
+
+
 def test_columns_can_be_renamed(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("N,D,val\n1,2,3\n")
     assert read_table(path, {"loss": "val"}).columns["loss"][0] == 3
-    with pytest.raises(TableError, match="fixed names"):
-        read_table(tmp_path, {"loss": "val"})
     with pytest.raises(TableError, match="no column 'value'"):
         read_table(path, {"loss": "value"})
 

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from configs.reader import ConfigError, Problem, config, load
 from data.config import DataConfig
+from data.tokenizer import expand_data
 from model.config import ModelConfig, expand_model
 from model.counts import training_flops_per_token
 from train.spikes import SpikeConfig
@@ -417,8 +418,9 @@ def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
     wrong = [key for key, section in sections.items() if not isinstance(section, dict)]
     if wrong:
         raise ConfigError([Problem("", key, "must be a mapping of keys") for key in wrong])
+    tree["data"] = expand_data(sections["data"])
     model = expand_model(sections["model"])
-    model.setdefault("vocab_size", sections["data"].get("vocab_size", DataConfig.vocab_size))
+    model.setdefault("vocab_size", tree["data"].get("vocab_size", DataConfig.vocab_size))
     if "sequence_length" in sections["train"]:
         model.setdefault("context_length", sections["train"]["sequence_length"])
     tree["model"] = model

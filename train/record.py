@@ -105,6 +105,8 @@ def describe_data(run: RunConfig, mixture: Mixture, validation: Validation, loss
     """Return what `make_record` is told of the data: how much of it was read, and how it was measured."""
     repeated = repetitions(mixture, run.train.sequence_length, run.tokens)
     tokenizer = mixture.components[0].corpus.manifest.tokenizer.sha256
+    texts = [(component.weight, component.corpus.manifest.train) for component in mixture.components]
+    training_bytes = round(run.tokens * sum(weight * text.bytes / text.tokens for weight, text in texts))
     described = {
         "validation_tokens": validation.tokens,
         "validation_bytes_per_token": validation.mean(validation.bytes_per_token),
@@ -112,6 +114,8 @@ def describe_data(run: RunConfig, mixture: Mixture, validation: Validation, loss
         "epochs": max(r.epochs for r in repeated.values()),
         "unique_tokens": sum(r.unique_tokens for r in repeated.values()),
         "entropy_rate": _entropy_rate(mixture, run.train.sequence_length),
+        # Text in UTF-8 bytes, which compares across tokenizers as tokens do not.
+        "training_bytes": training_bytes,
         "corpus": mixture.name,
         "corpus_fingerprint": mixture.fingerprint,
         "tokenizer_sha256": tokenizer,
