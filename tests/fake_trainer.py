@@ -67,6 +67,9 @@ def train(directory: Path, behaviour: str) -> int:
         with Heart(directory, 0, WatchConfig(step_seconds=1.0, slow_seconds=1.0)) as heart:
             heart.begin_step(7)
             os.kill(os.getpid(), signal.SIGSTOP)
+    if behaviour == "never-begins" and not (directory / "hung").exists():
+        (directory / "hung").touch()
+        os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     if behaviour == "crash-once" and not (directory / "crashed").exists():

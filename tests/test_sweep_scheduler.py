@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -179,14 +180,20 @@ def test_failure_leaves_siblings_alone(tmp_path, behaviour, reason):
     assert not processes_of(sweep.config.directory)
 
 
-def test_hung_run_is_killed_and_launched_again(tmp_path):
-    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1")
+@pytest.mark.parametrize(
+    ("behaviour", "said"),
+    [
+        ("hang-once", r"hung: rank 0 \(.*, process \d+, stopped\) has been training after step 7 for over 1 s"),
+        ("never-begins", "hung: rank 0 has not begun"),
+    ],
+)
+def test_hung_run_is_killed_and_launched_again(tmp_path, behaviour, said):
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1", "--watch.slow_seconds=5")
     begin = time.monotonic()
-    outcome = go(sweep, {"tiny-3k": "hang-once"})
+    outcome = go(sweep, {"tiny-3k": behaviour})
     assert time.monotonic() - begin < 60
     assert {state.state for state in outcome.states.values()} == {"complete"}
     (failed,) = [event for event in read_events(sweep.config.directory) if event["event"] == "failed"]
-    said = r"hung: rank 0 \(.*, process \d+, stopped\) has been training after step 7 for over 1 s"
     assert re.fullmatch(said, failed["reason"])
     assert not processes_of(sweep.config.directory)
 
@@ -344,6 +351,29 @@ def test_training_processes_are_asked_first_and_together(tmp_path):
     assert stop(tmp_path, 1.0) == 2
     outputs = [process.communicate()[0] for process in launched]
     assert outputs == [b"", b"worker\n"]
+
+
+def test_workers_of_the_next_sweep_are_none_of_the_guards_business(tmp_path):
+    """The guard of a killed sweep is still at work when the next one launches into the same directory."""
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    old, new = (os.environ | {MARK: str(tmp_path / f".worker-{name}")} for name in ("old", "new"))
+    deaf = [
+        sys.executable,
+        "-c",
+        "import signal, time; signal.signal(15, signal.SIG_IGN); print(1, flush=True); time.sleep(60)",
+    ]
+    first = subprocess.Popen(deaf, env=old, stdout=subprocess.PIPE)
+    assert first.stdout is not None
+    first.stdout.readline()
+    with ThreadPoolExecutor(1) as guard:
+        ended = guard.submit(stop, tmp_path, 1.0)
+        time.sleep(0.5)
+        second = subprocess.Popen(sleep, env=new)
+        assert ended.result(timeout=30) == 1
+    assert first.wait(timeout=5) == -signal.SIGKILL
+    assert second.poll() is None
+    second.kill()
+    second.wait()
 
 
 def test_guard_ends_with_its_owner(tmp_path):

@@ -52,7 +52,7 @@ def in_fork(work: Callable[[], Any]) -> int:
 
 @pytest.fixture
 def run(small_run: Path) -> RunConfig:
-    return load_run(small_run, ["--checkpoint.keep=1"])
+    return load_run(small_run, ["--checkpoint.keep=1", "--spikes.enabled=false"])
 
 
 def stand_in(run: RunConfig, steps: int) -> Any:
@@ -182,6 +182,27 @@ def test_pruning_counts_whole_checkpoints_only(run: RunConfig, tmp_path: Path) -
     assert in_fork(lambda: require_resumed(run, tmp_path, 2)) == 0
     assert in_fork(lambda: save(run, tmp_path, 3)) == 0  # in the place of the damaged one
     assert whole_steps(tmp_path) == [3]
+
+
+def test_pruning_leaves_one_that_a_rollback_can_go_back_to(run: RunConfig, tmp_path: Path) -> None:
+    """Whole checkpoints every 20 steps, of which the two newest are to stay, and a reach of 50 steps."""
+    assert in_fork(lambda: save(run, tmp_path, 20)) == 0
+    folder = tmp_path / "checkpoints"
+    shutil.move(folder / "step-00000020", tmp_path / "pattern")
+    for step in range(20, 400, 20):
+        path = folder / f"step-{step:08d}"
+        shutil.copytree(tmp_path / "pattern", path)
+        content = json.loads((path / "manifest.json").read_text()) | {"step": step}
+        content["sha256"] = manifest._digest({key: value for key, value in content.items() if key != "sha256"})
+        (path / "manifest.json").write_text(json.dumps(content))
+        if step == 240:
+            (path / "loop.json").unlink()  # one that is damaged is not the one
+        prune(folder, keep=2, reach=50)
+        steps = whole_steps(tmp_path)
+        assert steps[0] - steps[-1] >= min(50, steps[0] - 20)
+        assert len(steps) <= 4
+    prune(folder, keep=2)
+    assert whole_steps(tmp_path) == [380, 360]
 
 
 def test_states_are_cut_into_files_and_read_in_any_stretch(

@@ -72,7 +72,8 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
 
     Args:
         engine: the engine, between two optimizer steps.
-        run: its run; `checkpoint.keep` of the newest checkpoints and `checkpoint.branch_points` stay.
+        run: its run; `checkpoint.keep` of the newest checkpoints stay, `checkpoint.branch_points`, and what a rollback
+            may need.
         run_dir: the run's directory; everything goes into `checkpoints/` there.
         step: optimizer steps done.
         extra: small JSON values that the training loop wants back from `resume`, equal on every process.
@@ -99,7 +100,7 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
     def commit() -> None:
         write_manifest(aside, step, _describe(run, topology), files)
         put_in_place(aside, final)
-        prune(folder, run.checkpoint.keep, run.checkpoint.branch_points)
+        prune(folder, run.checkpoint.keep, run.checkpoint.branch_points, run.spikes.reach)
 
     try:
         _together(begin, topology.is_main)

@@ -186,7 +186,7 @@ class CheckpointConfig:
     every: int | None = None
     """Steps between checkpoints, the last step always among them; null: none."""
     keep: int = 2
-    """Newest checkpoints kept."""
+    """Newest checkpoints kept at least; more are where a rollback may have to go further back (`spikes.margin`)."""
     branch_points: list[int] = field(default_factory=list)
     """Steps after which a checkpoint is written that stays, for runs that branch off; a sweep's `trunk` sets it."""
 
@@ -226,7 +226,7 @@ class WatchConfig:
     step_seconds: float = 45.0
     """For an optimizer step; ten times the slowest step so far where that is more."""
     slow_seconds: float = 1800.0
-    """For the start with the first step, an evaluation, or a checkpoint."""
+    """For the start with the first step, an evaluation, or a checkpoint; and, of a sweep, to be launched at all."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""

@@ -113,32 +113,39 @@ class Listener:
     together, nobody hung.
     """
 
-    def __init__(self, run_dir: Path, ranks: Iterable[int]) -> None:
-        """Listen to some ranks of the run in `run_dir`."""
+    def __init__(self, run_dir: Path, ranks: Iterable[int], start_seconds: float = math.inf) -> None:
+        """Listen to some ranks of the run in `run_dir`, each of which is to speak for the first time within a limit."""
         self._paths = [_beat_file(run_dir, rank) for rank in ranks]
+        self._start_seconds = start_seconds
         self._heard: dict[Path, bytes] = {}
         self._silent: dict[Path, float] = {}
         self._last = -math.inf
 
-    def overdue(self, patience: float = 0.0) -> list[Beat]:
-        """Return the last words of the ranks that are overdue by more than `patience` seconds.
+    def overdue(self, patience: float = 0.0) -> bool:
+        """Return whether a rank is overdue by more than `patience` seconds.
 
         Call it often; it looks at most once a second, and says nothing in between.
         """
         now = time.monotonic()
         if now - self._last < 1.0:
-            return []
+            return False
         passed, self._last = min(now - self._last, 5.0), now
-        found = []
-        for path in self._paths:
-            with contextlib.suppress(OSError, ValueError, TypeError):  # it is just being written, or ended
-                content = path.read_bytes()
-                self._silent[path] = self._silent.get(path, 0.0) + passed if content == self._heard.get(path) else 0.0
-                self._heard[path] = content
-                beat = Beat(**json.loads(content))
-                if self._silent[path] > beat.limit + patience:
-                    found.append(beat)
-        return found
+        silences = [self._silence(path, passed) for path in self._paths]
+        return max(silences) > patience
+
+    def _silence(self, path: Path, passed: float) -> float:
+        """Return by how many seconds a rank is overdue, `passed` seconds after the last look."""
+        try:
+            content = path.read_bytes()
+        except OSError:  # it has not begun, or has ended
+            content = b""
+        self._silent[path] = self._silent.get(path, 0.0) + passed if content == self._heard.get(path, b"") else 0.0
+        self._heard[path] = content
+        try:
+            limit = float(json.loads(content)["limit"]) if content else self._start_seconds
+        except (ValueError, KeyError, TypeError):  # it is just being written
+            return 0.0
+        return self._silent[path] - limit
 
 
 def _beat_file(run_dir: Path, rank: int) -> Path:
@@ -152,10 +159,12 @@ def forget_beats(run_dir: Path) -> None:
 
 def hung_ranks(run_dir: Path, ranks: int) -> str:
     """Say which of the `ranks` of a run that hangs are furthest behind: the others may only wait for them."""
-    beats = []
+    beats, mute = [], []
     for rank in range(ranks):
-        with contextlib.suppress(OSError, ValueError, TypeError):
+        try:
             beats.append(Beat(**json.loads(_beat_file(run_dir, rank).read_bytes())))
-    behind = [beat for beat in beats if beat.step == min(each.step for each in beats)]
+        except (OSError, ValueError, TypeError):
+            mute.append(f"rank {rank} has not begun")
+    behind = mute or [str(beat) for beat in beats if beat.step == min(each.step for each in beats)]
     more = f"; and {len(behind) - 4} more" if len(behind) > 4 else ""
-    return "hung: " + "; ".join(map(str, behind[:4])) + more
+    return "hung: " + "; ".join(behind[:4]) + more

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from data.mixture import Mixture
 from train import checkpoint
 from train.batches import training_batches
@@ -16,6 +14,7 @@ from train.heartbeat import Heart
 from train.preemption import Preempted, StopRequest
 from train.record import describe_data
 from train.reporter import Reporter, StepClock
+from train.rng import seed_all
 from train.schedule import lr_multiplier
 from train.spikes import Kind, Verdict
 from train.status import RunEnded, Status
@@ -46,7 +45,7 @@ def train(
     report = Reporter(run, run_dir, topology) if topology.is_main else None
     rollback: Rollback | None = None
     while True:
-        torch.manual_seed(run.seed)
+        seed_all(run.seed)
         engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
         try:
             rollback = _attempt(engine, run, run_dir, mixture, topology, heart, report, rollback)
@@ -109,6 +108,8 @@ def _attempt(
                 return _go_back(ends, guard, run_dir, topology)
             if saves:
                 heart.begin("saving", done)
+                if report is not None:
+                    report.make_durable()
                 checkpoint.save(engine, run, run_dir, done, guard.course.to_json(), topology)
             if stops:
                 raise Preempted(f"{run_dir}: stopped after step {done} and saved; the same command continues")

@@ -134,15 +134,17 @@ def put_in_place(aside: Path, final: Path) -> None:
     sync_directory(final.parent)
 
 
-def prune(folder: Path, keep: int, points: Sequence[int] = ()) -> None:
-    """Delete all but whole checkpoints of the steps `points` and the `keep` newest others, and what crashes left.
+def prune(folder: Path, keep: int, points: Sequence[int] = (), reach: int = 0) -> None:
+    """Delete old checkpoints, tombstones that were passed, and what crashes left.
 
-    Tombstones go once they were passed.
+    Whole checkpoints of the steps `points` stay, and the `keep` newest others with those before them back to one at
+    least `reach` steps older than the newest, so that a rollback always finds it.
     """
     kept: set[int] = set()
     for path in newest_first(folder):
         step = step_of(path)
-        if step in kept or (step not in points and len(kept.difference(points)) == keep):
+        enough = len(kept.difference(points)) >= keep and max(kept) - min(kept) >= reach
+        if step in kept or (step not in points and enough):
             discard(path)
         elif damage(path, contents=False) is None:  # a damaged one is no reason to delete one before it
             kept.add(step)

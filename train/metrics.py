@@ -5,6 +5,7 @@ After a rollback the rows say which `attempt` they belong to, and steps occur ag
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,10 @@ class MetricsLog:
         self._file.flush()
         self._last = _place(row)
         return True
+
+    def make_durable(self) -> None:
+        """Return when a crash of the machine can no longer lose a row."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

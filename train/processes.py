@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -54,15 +54,20 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
         for process in [process for process in found if _is_rank(process)] or found:
             _signal(partial(_ask, process))
     deadline = time.monotonic() + grace
-    while (left := processes_of(directory)) and time.monotonic() < deadline and not hurry():
+    # Only these workers': by now another sweep may be starting its own in the same directory.
+    while (left := _members(workers)) and time.monotonic() < deadline and not hurry():
         time.sleep(0.05)
     deadline = time.monotonic() + 30  # a process stuck in the kernel cannot be killed; do not wait for it for ever
     while left and time.monotonic() < deadline:
         for process in left:
             _signal(process.kill)
         time.sleep(0.05)
-        left = processes_of(directory)
+        left = _members(workers)
     return sum(map(len, workers.values()))
+
+
+def _members(workers: Collection[Path]) -> list[psutil.Process]:
+    return [process for process, worker in marked_processes() if worker in workers]
 
 
 def _ask(process: psutil.Process) -> None:

@@ -107,12 +107,18 @@ class Reporter:
                 if verdict.ends_attempt:
                     self.tracker.alert(f"{verdict.kind} at step {verdict.step}", verdict.reason)
 
+    def make_durable(self) -> None:
+        """Keep the rows so far from being lost: no row is written again after the checkpoint that follows."""
+        self.metrics.make_durable()
+        self.events.make_durable()
+
     def _where(self, step: int) -> dict[str, Any]:
         return {"step": step} if self.attempt == 1 else {"step": step, "attempt": self.attempt}
 
     def finish(self, val_loss: float, data: dict[str, Any]) -> None:
         """Write the record; it is the last file of a run."""
         seconds = time.perf_counter() - self.started
+        self.make_durable()
         record = make_record(self.run, self.topology, val_loss, seconds, data)
         write_json(self.run_dir / "record.json", record)
         self.close({k: v for k, v in record.items() if isinstance(v, int | float)})

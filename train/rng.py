@@ -1,4 +1,4 @@
-"""The states of every random number generator of a process, as JSON."""
+"""Every random number generator of a process: its seed, and its state as JSON."""
 
 import base64
 import random
@@ -8,6 +8,13 @@ import numpy as np
 import torch
 
 from train.topology import uses_gpu
+
+
+def seed_all(seed: int) -> None:
+    """Begin all streams, so that a run depends neither on the machine nor on the runs before it in its process."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def rng_state() -> dict[str, Any]:

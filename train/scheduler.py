@@ -253,7 +253,7 @@ class _Scheduler:
             log.flush()
             start = log.tell()
         forget_beats(run.directory)
-        listener = Listener(run.directory, range(run.devices))
+        listener = Listener(run.directory, range(run.devices), run.config.watch.slow_seconds)
         self.running[worker] = _Attempt(run, number, time.monotonic(), start, worker.log.stat().st_size, listener)
         worker.hand_over(run.directory)
         details = {"attempt": number, "port": worker.port.number, "pid": worker.process.pid, "warm": worker.handed > 1}

@@ -62,6 +62,11 @@ class SpikeConfig:
     rollback_window: int = 1000
     """Steps within which rollbacks are counted; each of them skips twice as many batches as the one before."""
 
+    @property
+    def reach(self) -> int:
+        """Steps that a rollback goes back at most from where it is decided, but for the distance of checkpoints."""
+        return self.margin + self.grace + self.drift_span if self.enabled else 0
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
         for field in dataclasses.fields(self):
