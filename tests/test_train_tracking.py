@@ -1,11 +1,16 @@
 """W&B is best effort: what reaches its files, and that nothing it does reaches the training."""
 
+import json
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import wait_for
 
 from train import tracking
 from train.config import WandbConfig
@@ -45,6 +50,11 @@ def offline_files(run_dir: Path, count: int = 1) -> list[list[Any]]:
             return contents
         time.sleep(0.1)
     raise AssertionError(f"W&B has not finished {count} file(s) in {run_dir}")
+
+
+def local_files(run_dir: Path) -> list[list[Any]]:
+    """What W&B has written so far of runs that began online."""
+    return [read_records(path) for path in run_dir.glob("wandb/run-*/*.wandb") if path.stat().st_size]
 
 
 def history(records: list[Any]) -> list[dict[str, str]]:
@@ -112,6 +122,93 @@ def test_without_a_key_runs_are_offline(tmp_path: Path, monkeypatch: pytest.Monk
     assert tracking._mode("auto") == "offline"
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password x\n")
     assert tracking._mode("auto") == "online"
+
+
+_ANSWERS: dict[str, Any] = {
+    "RunResumeStatus": {"model": {"id": "p", "name": "project", "entity": {"id": "e", "name": "me"}, "bucket": None}},
+    "UpsertBucket": {
+        "upsertBucket": {
+            "bucket": {
+                **{"id": "x", "name": "run", "displayName": "run", "historyLineCount": 0},
+                "project": {"id": "p", "name": "project", "entity": {"id": "e", "name": "me"}},
+            },
+            "inserted": True,
+        }
+    },
+}
+"""What a W&B server says to the questions of a run that begins."""
+
+
+@contextmanager
+def wandb_server(monkeypatch: pytest.MonkeyPatch, status: int) -> Iterator[tuple[list[str], Callable[[], None]]]:
+    """A server that W&B takes for its own, and that always answers with `status`: what it was asked, and its end."""
+    import wandb
+
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.rfile.read(int(self.headers.get("Content-Length", 0))).decode())
+            answer = next((answer for question, answer in _ANSWERS.items() if question in asked[-1]), {})
+            self.send_response(status)
+            self.send_header("Retry-After", "1")
+            self.end_headers()
+            self.wfile.write(json.dumps({"data": answer}).encode())
+
+        do_GET = do_POST
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+
+    def kill() -> None:
+        server.shutdown()
+        server.server_close()
+
+    wandb.teardown()  # W&B reads its address once in a process
+    yield asked, kill
+    kill()
+    monkeypatch.undo()
+    wandb.teardown()
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_rate_limited_run_goes_offline_with_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tracking, "_START_SECONDS", 2)
+    with wandb_server(monkeypatch, status=429):
+        tracker = start(tmp_path, "online")
+        for step in range(1, 6):
+            tracker.log({"step": step, "tokens": step * 100, "loss": 5.0})
+        tracker.finish({})
+        assert [row["step"] for row in history(offline_files(tmp_path)[0])] == ["1", "2", "3", "4", "5"]
+        assert "logging offline, upload later with `wandb sync`" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("offline")
+def test_a_server_that_dies_in_mid_run_costs_no_time_and_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracking, "_START_SECONDS", 1)
+    monkeypatch.setattr(tracking, "_FINISH_SECONDS", 1)
+    with wandb_server(monkeypatch, status=200) as (asked, kill):
+        tracker = start(tmp_path, "online")
+        tracker.log({"step": 1, "tokens": 100, "loss": 5.0})
+        wait_for(lambda: any("UpsertBucket" in question for question in asked), 30)
+        kill()
+        begin = time.perf_counter()
+        for step in range(2, 2000):
+            tracker.log({"step": step, "tokens": step * 100, "loss": 5.0})
+        assert time.perf_counter() - begin < 0.5
+        tracker.finish({})
+        assert time.perf_counter() - begin < 10
+        # All rows wait in W&B's own file, from which `wandb sync` takes them.
+        wait_for(lambda: [len(history(records)) for records in local_files(tmp_path)] == [1999], 10)
 
 
 class _FailingRun:
