@@ -104,20 +104,21 @@ def test_hung_rank_is_named_and_ends_the_run(
     assert f"rank 1 ({socket.gethostname()}, process {ranks.processes[1].pid}, stopped) has been training" in output
 
 
-# A rank that ends early with status 0, and one that runs out of memory, at its fifth step.
+# A rank that ends early with status 0, and one that runs out of memory as under `ulimit -v`, at its fifth step.
 MAIN = """
 from train.__main__ import main
 sys.exit(main())
 """
 SABOTAGE = """
-import itertools, os, sys, torch
+import itertools, os, resource, sys, torch
 import train.loop
 step, count, how = train.loop.train_step, itertools.count(1), sys.argv.pop(1)
 def train_step(*arguments):
     if next(count) == 5 and os.environ["RANK"] == "1":
         if how == "exit":
             os._exit(0)
-        torch.empty(2**60)
+        resource.setrlimit(resource.RLIMIT_AS, (2**37, 2**37))
+        torch.empty(2**36)
     return step(*arguments)
 train.loop.train_step = train_step
 """

@@ -99,7 +99,7 @@ def test_a_resumed_and_rewound_run_loses_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("offline")
-def test_no_secret_of_the_environment_or_the_command_line_is_kept(
+def test_no_secret_of_the_environment_the_command_line_or_the_configuration_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("WANDB_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "DATABASE_URL"):
@@ -107,10 +107,23 @@ def test_no_secret_of_the_environment_or_the_command_line_is_kept(
     monkeypatch.setattr("sys.argv", ["pretrain.py", f"--password={CANARY}"])
     for key, value in {"COUNT": "1", "KEY_0": "remote.origin.url", "VALUE_0": f"https://me:{CANARY}@host/x"}.items():
         monkeypatch.setenv(f"GIT_CONFIG_{key}", value)  # a remote with a password, as some hosts advise
-    tracker = start(tmp_path, lr=0.1)
+    data = {
+        "dataset": f"https://me:{CANARY}@host/text",
+        "files": (f"https://host/text?v=1&access_token={CANARY}&x=2", f"hf_{CANARY.replace('-', '')}0000"),
+        "subset": f"with {CANARY}{'0' * 40}",  # the value of HF_TOKEN
+    }
+    tracker = start(tmp_path, lr=0.1, data=data)
     tracker.log({"step": 1, "tokens": 100, "loss": 5.0})
     tracker.finish({})
-    assert history(offline_files(tmp_path)[0])
+    (records,) = offline_files(tmp_path)
+    assert history(records)
+    told = {item.key: json.loads(item.value_json) for r in records if r.HasField("run") for item in r.run.config.update}
+    assert told["lr"] == 0.1
+    assert told["data"] == {
+        "dataset": "https://[secret]@host/text",
+        "files": ["https://host/text?v=1&[secret]&x=2", "[secret]"],
+        "subset": "with [secret]",
+    }
     holders = [p for p in tmp_path.rglob("*") if p.is_file() and CANARY.encode() in p.read_bytes()]
     assert not holders
 

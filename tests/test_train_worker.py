@@ -1,13 +1,15 @@
 """A warm worker trains what launches of their own would train, bit for bit."""
 
+import signal
 import time
 from pathlib import Path
 
 import pytest
-from conftest import Ranks, read_record, read_rows, run_ranks
+from conftest import Ranks, read_record, read_rows, run_ranks, wait_for
 
 from train.config import load_run
 from train.handover import Job, hand_over, jobs_done, report_done
+from train.runstate import checkpoint_step, last_row
 from train.status import Status
 from train.stored import store_config
 from train.sweep import Run
@@ -22,17 +24,17 @@ class Worker:
 
     def __init__(self, processes: int, config: Path, folder: Path) -> None:
         self.processes, self.config, self.directory, self.handed = processes, config, folder / "worker", 0
-        self.directory.mkdir()
+        self.directory.mkdir(parents=True)
         report_done(self.directory, 0)
         self.ranks = Ranks(processes, ["--jobs", str(self.directory)])
 
-    def hand_over(self, run_dir: Path | None, *overrides: str) -> None:
+    def hand_over(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
         """Hand over the next run, and wait until it is done or the worker has ended."""
         if run_dir is not None:
             store_config(Run(load_run(self.config, list(overrides)), self.processes, run_dir))
         self.handed += 1
         hand_over(self.directory, Job(self.handed, run_dir))
-        while jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:
+        while wait and jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:
             time.sleep(0.05)
 
 
@@ -78,3 +80,22 @@ def test_failure_ends_the_worker_with_the_exit_status_of_the_run(small_run: Path
     assert "2 does not divide the 1 launched process" in (tmp_path / "bad" / "log.txt").read_text()
     assert (tmp_path / "good" / "record.json").exists()
     assert "stages" not in (tmp_path / "good" / "log.txt").read_text()
+
+
+@pytest.mark.slow
+def test_signal_in_a_later_run_of_a_worker_saves_it(small_run: Path, tmp_path: Path) -> None:
+    """As from a sweep that is asked to end; `checkpoint.every` is null."""
+    first, second = (Worker(1, small_run, tmp_path / name) for name in ("first", "second"))
+    first.hand_over(tmp_path / "done", *SMALL)
+    first.hand_over(tmp_path / "stopped", "--train.steps=200", wait=False)
+    wait_for(lambda: last_row(tmp_path / "stopped/metrics.jsonl").get("step", 0) >= 20)
+    first.ranks.processes[0].send_signal(signal.SIGTERM)
+    status, output = first.ranks.finish()
+    assert (status, jobs_done(first.directory)) == (Status.STOPPED, 1), output
+    saved = checkpoint_step(tmp_path / "stopped")
+    assert 20 <= saved == last_row(tmp_path / "stopped/metrics.jsonl")["step"] < 200
+    for name in ("stopped", "whole"):
+        second.hand_over(tmp_path / name, "--train.steps=200")
+    second.hand_over(None)
+    assert second.ranks.finish()[0] == 0
+    assert result(tmp_path / "stopped") == result(tmp_path / "whole")

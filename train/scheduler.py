@@ -21,6 +21,7 @@ from train.launcher import Worker, deepspeed_program, launch_command, start_work
 from train.plan import Plan
 from train.ports import reserve_port
 from train.processes import processes_of, start_guard, stop
+from train.redact import redact
 from train.runstate import RunState, checkpoint_step, complete_record, read_state
 from train.slots import Pool, Slot
 from train.status import HOPELESS, MEANING, Status
@@ -248,7 +249,7 @@ class _Scheduler:
         store_config(run)
         number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:
-            launched = f"run {worker.handed + 1} of {' '.join(worker.command)}"
+            launched = f"run {worker.handed + 1} of {redact(' '.join(worker.command))}"
             log.write(f"=== {time.strftime('%Y-%m-%d %H:%M:%S')} {launched}\n".encode())
             log.flush()
             start = log.tell()

@@ -14,6 +14,7 @@ from typing import Any
 
 from train.config import WandbConfig
 from train.files import write_atomic
+from train.redact import redact
 
 _START_SECONDS = 30
 _FINISH_SECONDS = 20
@@ -31,7 +32,7 @@ class Tracker:
             config: where to send.
             name: the run's name in W&B.
             run_dir: where offline files go (`run_dir/wandb`) and the run's W&B id is kept.
-            settings: the full configuration shown in W&B.
+            settings: the full configuration, shown in W&B without secrets.
         """
         self._rows: queue.Queue[Any] = queue.Queue(maxsize=10_000)
         self._thread: threading.Thread | None = None
@@ -44,7 +45,7 @@ class Tracker:
             "id": stable_id(run_dir),
             "name": name,
             "dir": str(run_dir),
-            "config": settings,
+            "config": redact(settings),
             "resume": "allow",
             "mode": _mode(config.mode),
         }
