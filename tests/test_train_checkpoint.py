@@ -25,9 +25,11 @@ from model.init import initialise
 from model.transformer import GPT, parameter_shapes
 from train import checkpoint, manifest, statefiles
 from train.config import RunConfig, load_run
+from train.failures import LossScaleFloor, known_failures
 from train.manifest import CheckpointError, NotSaved, damage, newest_first, prune
 from train.optimizer import adamw
 from train.statefiles import StateReader, read_weights
+from train.status import Status
 from train.topology import Topology
 
 ALONE = Topology(rank=0, world_size=1, local_rank=0, pipeline_stages=1)
@@ -241,6 +243,14 @@ def test_loss_scale_of_fp16_goes_on(run: RunConfig, tmp_path: Path) -> None:
         assert vars(new.optimizer.loss_scaler) == vars(engine.optimizer.loss_scaler)
 
     assert in_fork(goes_on) == 0
+
+
+def test_gradients_that_overflow_at_any_loss_scale_are_a_divergence(run: RunConfig) -> None:
+    scaler = DynamicLossScaler(2.0, 1000, 1.0, 1, consecutive_hysteresis=False)
+    scaler.update_scale(overflow=True)
+    with pytest.raises(LossScaleFloor, match="smallest loss scale; try precision=bf16"), known_failures(run, 1):
+        scaler.update_scale(overflow=True)
+    assert LossScaleFloor.status == Status.DIVERGED
 
 
 def test_other_model_and_other_format_are_named(run: RunConfig, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Failures that have a known cause: out of memory, a full disk, the end of another rank."""
+"""Failures that have a known cause: out of memory, a full disk, the end of another rank, the limits of fp16."""
 
 import errno
 import time
@@ -14,6 +14,7 @@ _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "st
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ROOM_WORDS = ("file write failed", "No space left on device")
 _PEER_ENDED = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "remote process exited")
+_SCALE_FLOOR = "loss scale already at minimum"
 _AFTER_THE_OTHER = 5.0
 """Seconds: several times what the launcher takes to notice the rank that ended first, whose status it passes on."""
 
@@ -32,6 +33,12 @@ class DiskFull(RunEnded):
     told_by_all = True
 
 
+class LossScaleFloor(RunEnded):
+    """The gradients of fp16 overflow at any loss scale."""
+
+    status = Status.DIVERGED
+
+
 class PeerEnded(RunEnded):
     """Another rank ended while this one waited for it."""
 
@@ -45,12 +52,14 @@ def known_failures(run: RunConfig, data_parallel: int) -> Iterator[None]:
         yield
     except RunEnded:
         raise
-    except (RuntimeError, MemoryError, OSError) as error:
+    except Exception as error:
         message = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in message for word in _NO_MEMORY):
             raise OutOfMemory(f"out of memory: {_first_line(message)}\n{memory_advice(run, data_parallel)}") from error
         if getattr(error, "errno", None) in _NO_ROOM or any(word in message for word in _NO_ROOM_WORDS):
             raise DiskFull(f"{message}; make room and run again to continue") from error
+        if _SCALE_FLOOR in message:
+            raise LossScaleFloor("gradients overflow at the smallest loss scale; try precision=bf16") from error
         if any(words in message for words in _PEER_ENDED):
             time.sleep(_AFTER_THE_OTHER)
             raise PeerEnded("another rank of this run has ended; its own lines say why") from error
