@@ -67,7 +67,7 @@ def expand_size(tree: dict[str, Any]) -> dict[str, Any]:
     name = tree.get("size")
     if name is None:
         return dict(tree)
-    if name not in SIZES:
+    if not isinstance(name, str) or name not in SIZES:
         near = difflib.get_close_matches(str(name), SIZES, n=1, cutoff=0.0)[0]
         message = f"'{name}' is not a known size; nearest is '{near}' (of {', '.join(SIZES)})"
         raise ConfigError([Problem("", "model.size", message)])

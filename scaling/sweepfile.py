@@ -18,7 +18,7 @@ from model.sizes import SIZES
 from .planning import Candidates
 
 # Keys of a sweep that say which runs there are; all others are kept.
-_RUNS = ("axes", "points", "name", "runs_dir", "base")
+_RUNS = ("axes", "grids", "points", "name", "runs_dir", "base")
 _SHAPE = ("size", "n_layer", "d_model", "n_head")
 
 

@@ -3,18 +3,26 @@
 import argparse
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from configs.reader import ConfigError, dump_yaml
 from data.config import DataError
+from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS
+from scaling.estimate import FitError
+from scaling.planning import Candidates
+from scaling.stopping import Rule, judge, reasons
+from scaling.table import TableError, read_table
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
-from train.runstate import complete_record, read_states
+from train.runstate import checkpoint_step, complete_record, read_states
 from train.scheduler import end_of_log, run_sweep
 from train.slots import as_if, find_devices, require_devices
 from train.stored import require_unchanged
-from train.sweep import Sweep, load_sweep
+from train.sweep import Run, Sweep, load_sweep
 
 EPILOG = """\
 examples:
@@ -56,7 +64,7 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
     if options.print_config:
         print(dump_yaml(sweep.config), end="")
         return 0
-    states = read_states(sweep.runs)
+    states = read_states(sweep.runs, _unneeded(sweep))
     if options.status:
         show_table(status_table(sweep.runs, states))
         return 0
@@ -72,7 +80,9 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
         print(f"note: there are {devices} here; the plan is for {planned_for}")
     if options.dry_run:
         return 0
-    outcome = run_sweep(plan, lambda: _prepare(sweep), completed=lambda: _renew_bands(sweep))
+    outcome = run_sweep(
+        plan, lambda: _prepare(sweep), completed=lambda: _renew_bands(sweep), unneeded=lambda: _unneeded(sweep)
+    )
     show_table(result_table(sweep.runs, outcome.states))
     if outcome.failures:
         print(f"{len(outcome.failures)} of {len(sweep.runs)} runs failed:", file=sys.stderr)
@@ -89,6 +99,29 @@ def _renew_bands(sweep: Sweep) -> None:
     if LEAST_RUNGS <= complete < len(sweep.runs):
         command = [sys.executable, str(Path(__file__).with_name("band.py")), str(sweep.config.directory)]
         subprocess.Popen(["nice", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _unneeded(sweep: Sweep) -> Mapping[str, str]:
+    """Return the runs that the rule `stop` does without, with the reason, by what is complete."""
+    rule = sweep.config.stop
+    left = [run for run in sweep.runs if complete_record(run.directory) is None]
+    if rule is None or not left or len(sweep.runs) - len(left) < rule.at_least:
+        return {}
+    asked = Rule(rule.params, rule.tokens, rule.width, rule.level, rule.negligible)
+    try:
+        verdict = judge(read_table(sweep.config.directory), asked, _candidates(left))
+    except (TableError, FitError):  # runs of too few sizes or budgets determine no law yet
+        return {}
+    return reasons(asked, verdict, [run.name for run in left])
+
+
+def _candidates(runs: Sequence[Run]) -> Candidates:
+    """Runs as the law sees them, with the FLOPs that they have still to spend."""
+    configs = [run.config for run in runs]
+    N, D = np.array([(count_parameters(c.model).total, c.tokens) for c in configs], dtype=float).T
+    done = np.array([max(checkpoint_step(run.directory), run.config.first_step) for run in runs])
+    share = 1 - done / np.array([c.steps for c in configs])
+    return Candidates({"N": N, "D": D}, np.maximum(share, 1e-6) * np.array([float(c.flops) for c in configs]))
 
 
 def _prepare(sweep: Sweep) -> None:

@@ -11,7 +11,7 @@ from model.counts import count_parameters
 from train.sweep import load_sweep
 
 ROOT = Path(__file__).parent.parent
-SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
+SHIPPED = sorted((ROOT / "configs" / "sweeps").glob("**/*.yaml"))
 
 
 def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,14 +42,19 @@ def ladder(folder: Path, *overrides: str, lengths: str = "[16, 32, 64]") -> Swee
     return load_sweep(folder / "sweep.yaml", [f"--runs_dir={folder / 'runs'}", "--grace_seconds=1", *overrides])
 
 
-def go(sweep: Sweep, behaviours: dict[str, str] | None = None) -> Outcome:
+def go(
+    sweep: Sweep,
+    behaviours: dict[str, str] | None = None,
+    unneeded: Callable[[], dict[str, str]] = dict,
+) -> Outcome:
     """Run a sweep with the stand-in for the trainer on two places; behaviours go by the name of a run."""
 
     def command(directory: Path, processes: int, slot: Slot, port: int) -> list[str]:
         by_run = json.dumps(behaviours or {})
         return ["env", f"FAKE_PORT={port}", sys.executable, str(FAKE), str(directory), by_run]
 
-    return run_sweep(make_plan(sweep, Devices("cpu", {"localhost": (0, 1)})), lambda: None, command)
+    plan = make_plan(sweep, Devices("cpu", {"localhost": (0, 1)}))
+    return run_sweep(plan, lambda: None, command, unneeded=unneeded)
 
 
 def save(run_dir: Path, *steps: int) -> None:

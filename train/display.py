@@ -19,6 +19,7 @@ from train.runstate import RunState
 from train.sweep import Run, short_count
 
 _STYLES = {"complete": "green", "running": "cyan", "resumable": "yellow", "failed": "bold red", "pending": "dim"}
+_STYLES |= {"not needed": "dim"}
 _LINES_EVERY = 30.0  # seconds between lines in a log
 
 
@@ -98,7 +99,7 @@ class Progress:
         return f"{self.plan.sweep.config.name}: {words}; about {duration(self.plan.wall_seconds(left))} left"
 
     def _expected(self, run: Run, state: RunState) -> float:
-        if state.state in ("complete", "failed"):
+        if state.state in ("complete", "failed", "not needed"):
             return 0.0
         own = run.config.steps - run.config.first_step
         return self.plan.seconds[run.name] * min(1.0, (run.config.steps - state.step) / max(1, own))
@@ -106,7 +107,7 @@ class Progress:
 
 def _most_telling(runs: tuple[Run, ...], states: Mapping[str, RunState], room: int) -> list[Run]:
     """Return the runs that fit on the screen, in their order, leaving out the complete and the pending first."""
-    rank = {"running": 0, "failed": 1, "resumable": 2, "pending": 3, "complete": 4}
+    rank = {"running": 0, "failed": 1, "resumable": 2, "pending": 3, "not needed": 4, "complete": 5}
     chosen = sorted(runs, key=lambda run: rank[states[run.name].state])[: max(room, 1)]
     return [run for run in runs if run in chosen]
 

@@ -39,8 +39,11 @@ class Plan:
     """Expected duration of a launch, for which the first run of each worker waits."""
 
     def order(self) -> list[Run]:
-        """Return the runs in the order of launching: the longest first, lest one of them ends long after the rest."""
-        return sorted(self.sweep.runs, key=lambda run: -self.seconds[run.name])
+        """Return the runs in the order of launching: the longest first, lest one of them ends long after the rest.
+
+        Where a rule may stop the sweep, the shortest go first.
+        """
+        return sorted(self.sweep.runs, key=lambda run: self.seconds[run.name], reverse=self.sweep.config.stop is None)
 
     def wall_seconds(self, remaining: Mapping[str, float]) -> float:
         """Return the time until all runs end, when run `name` still takes `remaining[name]` beside a launch."""
@@ -195,7 +198,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
 def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     """Return the totals, the time and the cost, one a line."""
     runs, config = plan.sweep.runs, plan.sweep.config
-    left = {run.name: plan.seconds[run.name] for run in runs if states[run.name] != "complete"}
+    left = {run.name: plan.seconds[run.name] for run in runs if states[run.name] not in ("complete", "not needed")}
     flops = sum(run.config.flops_spent for run in runs)
     share = plan.devices.runs_per_gpu
     device_hours = sum(plan.seconds[run.name] * run.devices for run in runs) / share / 3600
@@ -223,10 +226,14 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
         price = config.price_per_device_hour
         hours_left = sum(plan.seconds[run.name] * run.devices for run in runs if run.name in left) / share / 3600
         lines.append(
-            f"cost       {device_hours * price:,.2f} in all, {hours_left * price:,.2f} still to spend, "
+            f"cost       {_money(device_hours * price)} in all, {_money(hours_left * price)} still to spend, "
             f"at {price:g} per device-hour"
         )
     return lines
+
+
+def _money(amount: float) -> str:
+    return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
 
 
 def _memory_line(plan: Plan) -> str:

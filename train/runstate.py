@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from train.metrics import parse_row
 from train.processes import marked_processes
 from train.sweep import Run
 
-State = Literal["complete", "running", "resumable", "failed", "pending"]
+State = Literal["complete", "running", "resumable", "failed", "pending", "not needed"]
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,15 @@ class RunState:
     """Why it failed, or where it will continue."""
 
 
-def read_state(run: Run, running: bool, failure: str | None) -> RunState:
-    """Read the state of a run; `failure` is what the last launch of it failed with, if it did."""
+def read_state(run: Run, running: bool, failure: str | None, unneeded: str | None = None) -> RunState:
+    """Read the state of a run.
+
+    Args:
+        run: the run.
+        running: whether a worker trains it.
+        failure: what its last launch failed with, if it did.
+        unneeded: why it need not be started, if so.
+    """
     record = complete_record(run.directory)
     row = last_row(run.directory / "metrics.jsonl")
     step = int(row.get("step", 0))
@@ -39,18 +47,24 @@ def read_state(run: Run, running: bool, failure: str | None) -> RunState:
         return RunState("complete", run.config.steps, row, record)
     if running:
         return RunState("running", step, row)
+    if unneeded is not None:
+        return RunState("not needed", step, row, note=unneeded)
     note = f"continues from step {checkpoint_step(run.directory) or run.config.first_step}" if step else ""
     if failure is not None:
         return RunState("failed", step, row, note=failure + (f"; {note}" if note else ""))
     return RunState("resumable" if step else "pending", step, row, note=note)
 
 
-def read_states(runs: tuple[Run, ...]) -> dict[str, RunState]:
-    """Read the states of all runs of a sweep, by name."""
+def read_states(runs: tuple[Run, ...], unneeded: Mapping[str, str] | None = None) -> dict[str, RunState]:
+    """Read the states of all runs of a sweep, by name; of those `unneeded`, given with the reason, say so."""
+    unneeded = unneeded or {}
     jobs = [handed_over(worker) for worker in {worker for _, worker in marked_processes()}]
     alive = {job.run_dir for job in jobs if job is not None}
     failures = last_failures(runs[0].directory.parent)
-    return {run.name: read_state(run, run.directory.resolve() in alive, failures.get(run.name)) for run in runs}
+    return {
+        run.name: read_state(run, run.directory.resolve() in alive, failures.get(run.name), unneeded.get(run.name))
+        for run in runs
+    }
 
 
 def complete_record(directory: Path) -> dict[str, Any] | None:

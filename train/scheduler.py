@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -91,8 +91,9 @@ def run_sweep(
     prepare: Callable[[], None],
     command: Command | None = None,
     completed: Callable[[], None] = lambda: None,
+    unneeded: Callable[[], Mapping[str, str]] = dict,
 ) -> Outcome:
-    """Run what is not complete, the longest first; return when every run has ended.
+    """Run what is not complete, in the order of the plan; return when every run has ended or is not needed.
 
     A run that fails leaves the others alone. SIGINT, SIGTERM and SIGHUP end all of them, a second one at once; if this
     process is killed, a guard ends them.
@@ -102,6 +103,8 @@ def run_sweep(
         prepare: called once before the first run is launched, when there is one to launch; makes the corpora.
         command: how a worker is launched; by the `deepspeed` launcher if it is None.
         completed: called whenever a run has become complete; must return at once.
+        unneeded: called at the start and whenever a run has become complete; returns runs that are not to be started,
+            with the reason. One that a needed branch waits for is started all the same.
 
     Raises:
         ConfigError: when a run was begun under another configuration; nothing has been started then.
@@ -120,13 +123,14 @@ def run_sweep(
         for left in directory.glob(f"{_WORKER}*"):
             shutil.rmtree(left, ignore_errors=True)
         waiting = [run for run in plan.order() if complete_record(run.directory) is None]
-        if not waiting:
-            return Outcome(_states(plan, set()), [], None)
+        skipped = unneeded()
+        if all(run.name in skipped for run in waiting):
+            return Outcome(_states(plan, set(), skipped), [], None)
         prepare()
         guard = start_guard(directory, sweep.config.grace_seconds)
         try:
             with _interrupts() as interrupts, Progress(plan) as progress:
-                scheduler = _Scheduler(plan, command, completed, progress, interrupts)
+                scheduler = _Scheduler(plan, command, completed, unneeded, skipped, progress, interrupts)
                 return scheduler.run(waiting)
         finally:
             guard.communicate()  # closes its input; it finds nothing to end
@@ -163,10 +167,13 @@ class _Scheduler:
         plan: Plan,
         command: Command,
         completed: Callable[[], None],
+        unneeded: Callable[[], Mapping[str, str]],
+        skipped: Mapping[str, str],
         progress: Progress,
         interrupts: _Interrupts,
     ) -> None:
-        self.plan, self.command, self.completed = plan, command, completed
+        self.plan, self.command, self.completed, self.ask = plan, command, completed, unneeded
+        self.unneeded = skipped
         self.progress, self.interrupts = progress, interrupts
         self.config = plan.sweep.config
         self.pool = Pool(plan.devices)
@@ -177,9 +184,9 @@ class _Scheduler:
 
     def run(self, waiting: list[Run]) -> Outcome:
         waiting = list(waiting)
-        while (waiting or self.workers) and not self.interrupts:
+        while (self._needed(waiting) or self.workers) and not self.interrupts:
             waiting = self._with_hope(waiting)
-            for run in filter(self._is_ready, list(waiting)):
+            for run in filter(self._is_ready, self._needed(waiting)):
                 worker = self._warm_worker(run.devices) or self._launch(run)
                 if worker is not None:
                     waiting.remove(run)
@@ -195,7 +202,20 @@ class _Scheduler:
                 self.progress.update(self._states())
         if self.interrupts:
             self._stop_all()
+        else:
+            self._tell_unneeded(waiting)
         return Outcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
+
+    def _needed(self, waiting: list[Run]) -> list[Run]:
+        """Return the runs that are needed, or whose branches are."""
+        needed = [run for run in waiting if run.name not in self.unneeded]
+        trunks = {run.config.branch.run for run in needed if run.config.branch and not self._is_ready(run)}
+        return [run for run in waiting if run in needed or run.name in trunks]
+
+    def _tell_unneeded(self, left: list[Run]) -> None:
+        for run in left:
+            note_event(self.config.directory, run.name, "not needed", reason=self.unneeded[run.name])
+            self.progress.say(f"{run.name}: not needed, {self.unneeded[run.name]}")
 
     def _is_ready(self, run: Run) -> bool:
         """Return whether what the run branches off from, if anything, has come that far."""
@@ -296,6 +316,7 @@ class _Scheduler:
             note_event(self.config.directory, run.name, "complete", seconds=seconds)
             self.progress.say(f"{run.name}: complete, val_loss {record.get('val_loss', float('nan')):.4f}")
             self.completed()
+            self.unneeded = self.ask()
             return True
         lines = last_meaningful_lines(run.directory / "log.txt", attempt.log_start)
         reason = hung or _reason(code)
@@ -328,12 +349,15 @@ class _Scheduler:
         self.running.clear()
 
     def _states(self) -> dict[str, RunState]:
-        return _states(self.plan, {attempt.run.name for attempt in self.running.values()})
+        return _states(self.plan, {attempt.run.name for attempt in self.running.values()}, self.unneeded)
 
 
-def _states(plan: Plan, running: set[str]) -> dict[str, RunState]:
+def _states(plan: Plan, running: set[str], unneeded: Mapping[str, str]) -> dict[str, RunState]:
     failures = last_failures(plan.sweep.config.directory)
-    return {run.name: read_state(run, run.name in running, failures.get(run.name)) for run in plan.sweep.runs}
+    return {
+        run.name: read_state(run, run.name in running, failures.get(run.name), unneeded.get(run.name))
+        for run in plan.sweep.runs
+    }
 
 
 def _append(log: Path, other: Path, start: int) -> None:

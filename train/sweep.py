@@ -1,7 +1,7 @@
 """Sweeps: one YAML file that expands into the runs of a ladder.
 
-The runs are the full factorial of `axes`, and then `points`. Each is laid over `run`, which is laid over the run file
-`base`; the command line is laid over all of them.
+The runs are the full factorial of `axes`, those of `grids`, and then `points`. Each is laid over `run`, which is laid
+over the run file `base`; the command line is laid over all of them.
 """
 
 import difflib
@@ -21,6 +21,8 @@ from train.config import RunConfig, batch_problem, expand_run, is_safe_name
 from train.trunk import plant, trunk_problem
 
 _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
+LEAST_TO_JUDGE = 7
+"""Runs without which no rule can be asked whether a sweep may stop: more than a law has parameters."""
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
 # Keys that say where and how fast a run is computed, not what: they stay out of its name when a point sets them.
 _NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch", "train.compile", "train.activation_checkpointing")
@@ -50,6 +52,39 @@ class LrRule:
 
 
 @config
+class StopRule:
+    """When enough is known of the forecast for one model: runs that it does not need are not started.
+
+    The law of Chinchilla is fitted whenever a run has finished, cheap runs going first (scaling/stopping.py).
+    """
+
+    params: float
+    """Parameters N of the model to forecast, all of them counted."""
+    tokens: float
+    """Its training tokens D."""
+    width: float = 0.02
+    """Width of the interval of its expected loss, as a fraction of the loss, at which the sweep ends."""
+    level: float = 0.9
+    """Level of that interval."""
+    at_least: int = 10
+    """Runs that are complete before anything is judged."""
+    negligible: float = 0.05
+    """Runs are left out that all together would narrow the forecast by less than this fraction; 0 leaves out none."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every value out of its range."""
+        for key in ("params", "tokens", "width"):
+            if getattr(self, key) <= 0:
+                yield key, f"{getattr(self, key)} must be above 0"
+        if not 0 < self.level < 1:
+            yield "level", f"{self.level} must be between 0 and 1"
+        if self.at_least < LEAST_TO_JUDGE:
+            yield "at_least", f"{self.at_least} is too few for a law of 5 parameters; nearest is {LEAST_TO_JUDGE}"
+        if not 0 <= self.negligible < 1:
+            yield "negligible", f"{self.negligible} must be at least 0 and below 1"
+
+
+@config
 class SweepConfig:
     """A ladder of runs and what they are run on."""
 
@@ -60,16 +95,20 @@ class SweepConfig:
     run: dict[str, Any] = field(default_factory=dict)
     """Keys of a run, laid over `base` for every run."""
     axes: dict[str, list[Any]] = field(default_factory=dict)
-    """Dotted key of a run -> its values; every combination becomes a run.
+    """Dotted key of a run -> its values; every combination becomes a run. Null undoes those of the file it extends.
 
     Beside the keys of a run, `tokens_per_parameter` (train.tokens = that times N, embeddings counted), `flops`
     (train.tokens = that over the exact FLOPs per token; an IsoFLOP profile) and `devices_per_run` can vary.
     """
+    grids: list[dict[str, list[Any]]] = field(default_factory=list)
+    """Further factorials, each like `axes`."""
     points: list[dict[str, Any]] = field(default_factory=list)
     """Further runs, each given by its keys; the same keys as in `axes`, and `name`."""
     trunk: bool = False
     """Train the runs that differ in their budget alone as one trunk with branches (train/trunk.py), each with the
     losses it would have by itself; needs `schedule.kind: wsd` and `schedule.warmup_steps`."""
+    stop: StopRule | None = None
+    """When to end before all runs are done; null: never."""
     lr: LrRule | None = None
     """Learning rate by width; an `optimizer.lr` in `axes`, in `points` or on the command line wins."""
     runs_dir: str | None = None
@@ -187,8 +226,11 @@ def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
     for_sweep, for_runs = _route(parse_overrides(overrides or []))
     origin |= dict.fromkeys(_paths(for_sweep), "command line")
     found: list[Problem] = []
-    axes = _read_axes(tree.pop("axes", {}), origin, found) | _read_axes(for_sweep.pop("axes", {}), origin, found)
+    axes = _read_axes(tree.pop("axes", None) or {}, origin, found)
+    axes |= _read_axes(for_sweep.pop("axes", {}), origin, found)
     tree = merge(tree, for_sweep) | {"axes": _narrow(axes, for_runs)}
+    if isinstance(grids := tree.get("grids"), list):
+        tree["grids"] = [_narrow(_read_axes(g, origin, found, f"grids.{i}"), for_runs) for i, g in enumerate(grids)]
     if isinstance(base := tree.get("base"), str) and "base" not in for_sweep:
         tree["base"] = os.path.normpath(Path(origin["base"]).parent / base)
     if found:
@@ -218,18 +260,19 @@ def _unknown(key: str, valid: set[str]) -> str:
     return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(sorted(valid))}")
 
 
-def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem]) -> dict[str, list[Any]]:
-    """Flatten axes, written dotted or nested, to dotted keys."""
+def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem], where: str = "axes") -> dict[str, list[Any]]:
+    """Flatten axes, written dotted or nested, to dotted keys; `where` is the key that holds them."""
+    section = origin.get(where.partition(".")[0], "")
     if not isinstance(tree, dict):
-        found.append(Problem(origin["axes"], "axes", "must be a mapping of run keys to lists of values"))
+        found.append(Problem(section, where, "must be a mapping of run keys to lists of values"))
         return {}
     axes: dict[str, list[Any]] = {}
     for key, values in _items(tree):
-        source = origin[f"axes.{key}"]
+        source = origin.get(f"{where}.{key}", section)
         if not isinstance(values, list) or not values:
-            found.append(Problem(source, f"axes.{key}", f"{values!r} is not a list of values; write [{values}]"))
+            found.append(Problem(source, f"{where}.{key}", f"{values!r} is not a list of values; write [{values}]"))
         elif key in axes:
-            found.append(Problem(source, f"axes.{key}", "is given twice"))
+            found.append(Problem(source, f"{where}.{key}", "is given twice"))
         else:
             axes[key] = values
     return axes
@@ -294,8 +337,9 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
     common = _nest(sweep.run)
     run_origin |= {key.removeprefix("run."): file for key, file in origin.items() if key.startswith("run.")}
     lowest = _lay(common, base)
-    combinations = [dict(zip(sweep.axes, values, strict=True)) for values in itertools.product(*sweep.axes.values())]
-    choices = [_nest(c) for c in combinations if c or not sweep.points] + [_nest(p) for p in sweep.points]
+    factorials = [g for g in (sweep.axes, *sweep.grids) if g] or ([] if sweep.points else [{}])
+    combinations = [dict(zip(g, values, strict=True)) for g in factorials for values in itertools.product(*g.values())]
+    choices = [_nest(chosen) for chosen in (*combinations, *sweep.points)]
 
     runs: list[Run] = []
     problems: dict[Problem, list[str]] = {}
