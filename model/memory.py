@@ -60,20 +60,21 @@ def head_activations(config: ModelConfig, tokens: int, element: int) -> int:
 
 
 def loss_workspace(
-    config: ModelConfig, tokens: int, element: int, compiled: bool = False, tensor_parallel: int = 1
+    config: ModelConfig, tokens: int, element: int, compiled: bool = False, vocabulary_parallel: int = 1
 ) -> tuple[int, int]:
     """Bytes that the chunked cross-entropy of `model/loss.py` has at once, at most: forward, and backward.
 
     Forward: for each position the final state and its gradient, the output weight's gradient in fp32, and the larger of
     a chunk's softmax and its share of the gradients. The softmax has the logits, their log-probabilities in fp32, and
     of 16-bit logits an fp32 copy; compiled it has the logits and the probabilities alone. Backward: both gradients, and
-    either of them scaled in fp32 and then in the model's precision.
+    either of them scaled in fp32 and then in the model's precision. `vocabulary_parallel` devices share the
+    vocabulary, 1 in this trainer.
     """
     d, states = config.d_model, tokens * config.d_model
-    weight = config.vocab_size * d // tensor_parallel
+    weight = config.vocab_size * d // vocabulary_parallel
     logits = tokens * config.vocab_size
     rows = -(-tokens // -(-logits // CHUNK_LOGITS))
-    chunk = rows * config.vocab_size // tensor_parallel
+    chunk = rows * config.vocab_size // vocabulary_parallel
     softmax = 2 * element if compiled else (8 if element == 4 else 10)
     products = element * (chunk + weight + rows * d)
     forward = 2 * element * states + 4 * weight + max(softmax * chunk, products)

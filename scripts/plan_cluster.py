@@ -56,9 +56,6 @@ def main(arguments: list[str] | None = None) -> int:
         default=MATMUL_EFFICIENCY,
         help=f"share of the peak that matrix products reach (default {MATMUL_EFFICIENCY})",
     )
-    parser.add_argument(
-        "--tensor-parallel", type=int, default=1, metavar="N", help="as Megatron-LM, which this trainer cannot run"
-    )
     parser.add_argument("--alternatives", type=int, default=5, metavar="N", help="other topologies listed (default 5)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options, overrides = parser.parse_known_args(arguments)
@@ -67,11 +64,11 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"plan_cluster.py: {error}", file=sys.stderr)
         return 2
-    problem = obstacle(run, cluster.devices, options.tensor_parallel)
-    prediction = None if problem else predict(run, cluster, options.tensor_parallel)
+    problem = obstacle(run, cluster.devices)
+    prediction = None if problem else predict(run, cluster)
     others = alternatives(run, cluster)[: options.alternatives] if options.alternatives else []
     if options.json:
-        print(json.dumps(_as_json(run, cluster, options.tensor_parallel, prediction, problem, others), indent=2))
+        print(json.dumps(_as_json(run, cluster, prediction, problem, others), indent=2))
     else:
         _print(run, cluster, options, prediction, problem, others)
     return 0 if prediction is not None and _fits(prediction, cluster) else 1
@@ -86,7 +83,7 @@ def _cluster(options: argparse.Namespace) -> Cluster:
         known = ", ".join(GPUS)
         message = f"'{options.gpu}' is not in the table; nearest is '{by_lower_case[near]}' (of {known})"
         problems.append(Problem("command line", "--gpu", message))
-    for key in ("gpus_per_node", "nodes", "tensor_parallel", "memory", "link", "network", "efficiency"):
+    for key in ("gpus_per_node", "nodes", "memory", "link", "network", "efficiency"):
         value = getattr(options, key)
         if value is not None and not value > 0:
             problems.append(Problem("command line", f"--{key.replace('_', '-')}", f"{value} must be above 0"))
@@ -128,8 +125,6 @@ def _print(
     else:
         console.print(_stage_table(run, prediction))
         print(*_summary(run, cluster, prediction), sep="\n")
-        if options.tensor_parallel > 1:
-            print("note       this trainer has no tensor parallelism: the plan is for comparison, and cannot be run")
     if others:
         console.print(_alternatives_table(cluster, others))
     elif options.alternatives:
@@ -146,13 +141,24 @@ def _stage_table(run: RunConfig, prediction: Prediction) -> Table:
     if stages > _SHOWN_STAGES:
         shown = {0, 1, stages // 4, stages // 2, 3 * stages // 4, stages - 2, stages - 1}
     table = Table(title="GiB on each GPU", title_justify="left")
-    for heading in ("stage", "blocks", "weights", "gradients", "optimizer", "buffers", "activations", "peak", "at"):
+    for heading in (
+        "stage",
+        "blocks",
+        "weights",
+        "gradients",
+        "optimizer",
+        "buffers",
+        "activations",
+        "peak",
+        "at",
+        "host",
+    ):
         table.add_column(heading, justify="left" if heading == "at" else "right", no_wrap=True)
     for stage in sorted(shown):
         memory = prediction.memory[stage]
         sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
         blocks = blocks_of_stage(run.model.n_layer, stages, stage)
-        table.add_row(f"{stage + 1}/{stages}", str(blocks), *map(_gib, sizes), memory.worst_moment)
+        table.add_row(f"{stage + 1}/{stages}", str(blocks), *map(_gib, sizes), memory.worst_moment, _gib(memory.host))
     return table
 
 
@@ -167,12 +173,14 @@ def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[s
         "tensor parallel": step.tensor_parallel,
         "data parallel": step.data_parallel,
         "optimizer": step.optimizer,
+        "to the host and back": step.host,
     }
     spent = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds)
     sent = {
         "data parallel": volume.data_parallel,
         "pipeline": volume.pipeline,
         "tensor parallel": volume.tensor_parallel,
+        "to the host": volume.host,
     }
     bytes_sent = ", ".join(f"{name} {size / 1e9:,.3g} GB" for name, size in sent.items() if size) or "nothing"
     days = run.steps * step.seconds / 86_400
@@ -188,11 +196,23 @@ def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[s
 
 def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Prediction]]) -> Table:
     table = Table(title="topologies of this trainer that fit, the fastest first", title_justify="left")
-    for heading in ("stages", "replicas", "ZeRO", "micro_batch", "recompute", "peak GiB", "bubble", "step s", "MFU"):
+    for heading in (
+        "stages",
+        "tensor",
+        "replicas",
+        "ZeRO",
+        "micro_batch",
+        "recompute",
+        "peak GiB",
+        "bubble",
+        "step s",
+        "MFU",
+    ):
         table.add_column(heading, justify="right", no_wrap=True)
     for run, prediction in others:
         table.add_row(
             str(run.parallel.pipeline_stages),
+            str(run.parallel.tensor_parallel),
             str(replicas_of(run, cluster.devices)),
             str(run.zero_stage),
             str(run.train.micro_batch),
@@ -208,7 +228,6 @@ def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Predicti
 def _as_json(
     run: RunConfig,
     cluster: Cluster,
-    tensor_parallel: int,
     prediction: Prediction | None,
     problem: str | None,
     others: list[tuple[RunConfig, Prediction]],
@@ -218,6 +237,7 @@ def _as_json(
     def described(run: RunConfig, prediction: Prediction) -> dict[str, Any]:
         return {
             "pipeline_stages": run.parallel.pipeline_stages,
+            "tensor_parallel": run.parallel.tensor_parallel,
             "zero_stage": run.zero_stage,
             "micro_batch": run.train.micro_batch,
             "activation_checkpointing": run.train.activation_checkpointing,
@@ -236,7 +256,6 @@ def _as_json(
         "steps": run.steps,
         "devices": cluster.devices,
         "gpu": dataclasses.asdict(cluster.gpu),
-        "tensor_parallel": tensor_parallel,
         "problem": problem,
         "plan": None if prediction is None else described(run, prediction),
         "alternatives": [described(*other) for other in others],

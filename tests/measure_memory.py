@@ -55,7 +55,7 @@ def measure(run: RunConfig, topology: Topology) -> dict[str, int]:
     before = storages()  # held, so that no address is used again
     engine = build_engine(run, topology, settings)
     shape = (run.train.micro_batch, run.train.sequence_length)
-    tokens = torch.randint(run.model.vocab_size, shape)
+    tokens = torch.randint(run.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))  # alike on all
     batches = [(tokens, tokens)] * (run.train.global_batch // (run.train.micro_batch * topology.data_parallel))
     train_step(engine, batches, 1e-3, topology)
     resting = sum(storage.nbytes() for address, storage in storages().items() if address not in before)
@@ -81,7 +81,7 @@ def main() -> None:
     connect(launched_topology(1))
     logging.disable(logging.WARNING)
     for index, run in enumerate(runs):
-        topology = launched_topology(run.parallel.pipeline_stages)
+        topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
         print(json.dumps({"case": index, "rank": topology.rank, **measure(run, topology)}), flush=True)
 
 

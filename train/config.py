@@ -33,7 +33,7 @@ class TrainConfig:
     activation_checkpointing: bool = False
     """Keep only each block's input and recompute the rest in the backward pass."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
-    """What gradients add up in over micro-batches when `precision` is bf16: sums in bf16 lose their small terms."""
+    """What gradients add up in over micro-batches and replicas when `precision` is bf16: bf16 loses small terms."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot run."""

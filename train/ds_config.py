@@ -24,6 +24,7 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": run.precision == "bf16"},
         "fp16": {"enabled": run.precision == "fp16"},
+        "communication_data_type": run.train.gradient_dtype if run.precision == "bf16" else run.precision,
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
         "wandb": {"enabled": False},
@@ -96,6 +97,7 @@ _OUR_KEYS = {
     "train_micro_batch_size_per_gpu": "train.micro_batch",
     "gradient_accumulation_steps": "train.global_batch / (train.micro_batch x data-parallel ranks)",
     "gradient_clipping": "optimizer.gradient_clipping",
+    "communication_data_type": "precision and train.gradient_dtype",
     "zero_optimization.stage": "parallel.zero_stage",
     "zero_optimization.offload_optimizer.device": "parallel.offload_optimizer",
     "bf16.enabled": "precision",

@@ -45,7 +45,7 @@ class Memory:
     optimizer: int
     """fp32 weights where others are used for the forward pass, and Adam's two moments."""
     buffers: int
-    """Communication buffers that are never freed: stage 3's bucket, and the pipeline's sends and receipts."""
+    """Buffers that are never freed: stage 3's bucket, the pipeline's sends and receipts, and one for offloading."""
     activations: int
     """Kept for the backward pass, over all micro-batches in flight."""
     forward: int
@@ -56,6 +56,8 @@ class Memory:
     """When gradients are averaged over the replicas: all of them, and the copies that are sent."""
     update: int
     """When the optimizer steps: its copy of the gradients."""
+    host: int
+    """In the host's memory, for this device: the optimizer, where it is offloaded, and what it reads and writes."""
 
     @property
     def resting(self) -> int:
@@ -71,6 +73,11 @@ class Memory:
     def worst_moment(self) -> str:
         """The moment of the peak: `forward`, `backward`, `reduce` or `update`."""
         return max(_MOMENTS, key=lambda moment: int(getattr(self, moment)))
+
+
+def gradient_element(run: RunConfig) -> int:
+    """Bytes of a number in which gradients add up, over micro-batches and over replicas."""
+    return 4 if run.precision == "bf16" and run.train.gradient_dtype == "fp32" else ELEMENT[run.precision]
 
 
 @dataclass(frozen=True)
@@ -89,42 +96,55 @@ class _States:
     update: int
     lasting: int = 0
     """The part of `during` that is there in the last micro-batch's forward pass too."""
+    host: int = 0
 
 
-def _states(run: RunConfig, parameters: int, replicas: int, bucket: int) -> _States:
+def _states(run: RunConfig, parameters: int, replicas: int, bucket: int, largest: int) -> _States:
     """Return the states of the engine that `train/engine.py` gets for this precision and ZeRO stage."""
     e, p, part = ELEMENT[run.precision], parameters, -(-parameters // replicas)
     several = run.train.global_batch > run.train.micro_batch * replicas
+    offloads = run.parallel.offload_optimizer
     sent = min(p, bucket)
     if run.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
         return _States(4 * p, 0, 8 * p, 0, live=4 * p, during=0, reduce=4 * p + 4 * sent, update=4 * p)
-    sums = 4 if run.train.gradient_dtype == "fp32" else e
-    if run.zero_stage == 1 and run.precision == "bf16" and sums == 4:
+    sums = gradient_element(run)
+    if run.zero_stage == 1 and run.precision == "bf16" and sums == 4 and not offloads:
         # BF16_Optimizer: fp32 gradients of all parameters stay, bf16 ones live until the step; the bucket is flattened
-        # in fp32 and sent in bf16.
-        return _States(2 * p, 4 * p, 12 * part, 0, live=2 * p, during=0, reduce=2 * p + 6 * sent, update=2 * p)
-    flattened = e * part + (4 * part if e < 4 else 0)
+        # and sent in fp32.
+        return _States(2 * p, 4 * p, 12 * part, 0, live=2 * p, during=0, reduce=2 * p + 4 * sent, update=2 * p)
+    flattened = sums * part + (4 * part if sums < 4 else 0)
     if run.zero_stage == 3:
         gathered = e * min(p, _GATHERED) if replicas > 1 else 0
-        update = min(part, _GATHERED) * (flattened // part)
+        # Offloaded, the host has the fp32 gradients of the partition, and a copy of them for the optimizer.
         return _States(
             e * part,
-            sums * part,
-            12 * part,
-            e * bucket,
+            0 if offloads else sums * part,
+            0 if offloads else 12 * part,
+            sums * bucket,
             live=0,
             during=gathered,
-            reduce=gathered + e * sent,
-            update=update,
+            reduce=gathered + sums * sent,
+            update=0 if offloads else min(part, _GATHERED) * (flattened // part),
             lasting=gathered,
+            host=(12 + 4 + sums) * part if offloads else 0,
         )
-    # Stages 1 and 2 share one optimizer; only stage 2 drops the gradients of others' parameters after each micro-batch.
-    kept = e * p if run.zero_stage == 1 else e * part
-    copies = e * sent if replicas > 1 else e * part
-    reduce = e * bucket + copies + (kept if several and run.zero_stage == 2 else 0)
-    lasting = e * bucket if several and run.zero_stage == 1 else 0
-    update = e * part + flattened
-    return _States(e * p, 0, 12 * part, 0, live=kept, during=e * bucket, reduce=reduce, update=update, lasting=lasting)
+    # Stages 1 and 2 share one optimizer; only stage 2 drops the gradients of others' parameters after each micro-batch,
+    # and offloaded parks the rest on the host.
+    kept = sums * p if run.zero_stage == 1 else 0 if offloads else sums * part
+    copies = sums * sent if replicas > 1 else sums * part
+    return _States(
+        e * p,
+        0,
+        0 if offloads else 12 * part,
+        e * largest if offloads else 0,  # through which gradients go to the host, which has one too
+        live=kept,
+        during=sums * bucket,
+        reduce=sums * bucket + copies + (kept if several and run.zero_stage == 2 else 0),
+        update=0 if offloads else sums * part + flattened,
+        lasting=sums * bucket if several and run.zero_stage == 1 else 0,
+        # Offloaded, the host also has the partition's gradients in fp32 and its updated weights.
+        host=(12 + 4 + e) * part + e * largest if offloads else 0,
+    )
 
 
 def blocks_of_stage(n_layer: int, stages: int, stage: int) -> int:
@@ -132,41 +152,45 @@ def blocks_of_stage(n_layer: int, stages: int, stage: int) -> int:
     return n_layer // stages + (stage < n_layer % stages)
 
 
-def stage_parameters(config: ModelConfig, stages: int, stage: int, tensor_parallel: int = 1) -> int:
+def stage_parameters(
+    config: ModelConfig, stages: int, stage: int, tensor_parallel: int = 1, vocabulary_parallel: int = 1
+) -> int:
     """Number of parameters on one device of a pipeline stage; a tied embedding is on the first stage and the last.
 
-    Under tensor parallelism matrices are split, norms are not. (The biases of the two output projections, which are
-    not split either, are taken as split: D of 12 D^2.)
+    Under tensor parallelism the matrices of the blocks are split; norms and the biases of the two output projections
+    are not. Embedding and readout are split over `vocabulary_parallel` devices: 1 here, all of them in Megatron-LM.
     """
     one = count_parameters(replace(config, n_layer=1, tied=False))
     final_norm = config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
-    block = (one.attention + one.mlp) // tensor_parallel + one.norms - final_norm
+    whole = one.norms - final_norm + (2 * config.d_model if config.bias else 0)
+    block = (one.attention + one.mlp + one.norms - final_norm - whole) // tensor_parallel + whole
     total = blocks_of_stage(config.n_layer, stages, stage) * block
     if stage == 0:
-        total += one.embedding // tensor_parallel + one.positions
+        total += one.embedding // vocabulary_parallel + one.positions
     if stage == stages - 1:
         total += final_norm
-        total += 0 if config.tied and stages == 1 else one.readout // tensor_parallel
+        total += 0 if config.tied and stages == 1 else one.readout // vocabulary_parallel
     return total
 
 
 def stage_memory(
-    run: RunConfig, replicas: int, stage: int = 0, tensor_parallel: int = 1, bucket: int = REDUCE_BUCKET
+    run: RunConfig, replicas: int, stage: int = 0, vocabulary_parallel: int = 1, bucket: int = REDUCE_BUCKET
 ) -> Memory:
     """Plan the memory of one device.
 
     Args:
-        run: the run; its precision, ZeRO stage, pipeline stages, micro-batch and recomputation count.
+        run: the run; its precision, micro-batch, recomputation and all of `parallel` count.
         replicas: data-parallel ranks.
         stage: pipeline stage of the device, from 0.
-        tensor_parallel: devices that share each layer; above 1 for comparisons with Megatron-LM.
+        vocabulary_parallel: devices that share embedding and readout; above 1 for comparisons with Megatron-LM.
         bucket: `zero_optimization.reduce_bucket_size`, elements.
 
     Under the pipeline, stage s of p holds p - s micro-batches at once (1F1B, Narayanan et al. 2021, arXiv 2104.04473,
     section 2.2).
     """
     model, train = run.model, run.train
-    e, tokens, stages = ELEMENT[run.precision], train.micro_batch * train.sequence_length, run.parallel.pipeline_stages
+    e, tokens = ELEMENT[run.precision], train.micro_batch * train.sequence_length
+    stages, tensor_parallel = run.parallel.pipeline_stages, run.parallel.tensor_parallel
     micro_batches = max(1, train.global_batch // (train.micro_batch * replicas))
     in_flight = min(stages - stage, micro_batches)
     block = block_activations(model, tokens, e, train.compile, tensor_parallel)
@@ -177,13 +201,16 @@ def stage_memory(
         in_backward += block
     if stage == stages - 1:
         activations += head_activations(model, tokens, e)
-        in_forward, of_loss = loss_workspace(model, tokens, e, train.compile, tensor_parallel)
+        in_forward, of_loss = loss_workspace(model, tokens, e, train.compile, vocabulary_parallel)
         in_backward = max(in_backward, of_loss)
     else:
         activations += e * tokens * model.d_model  # the output, until its gradient comes back
     activations *= in_flight
 
-    states = _states(run, stage_parameters(model, stages, stage, tensor_parallel), replicas, bucket)
+    parameters = stage_parameters(model, stages, stage, tensor_parallel, vocabulary_parallel)
+    embedding = model.vocab_size * model.d_model // vocabulary_parallel
+    largest = max(embedding, model.d_model * model.d_ff * (2 if model.mlp == "swiglu" else 1) // tensor_parallel)
+    states = _states(run, parameters, replicas, bucket, largest)
     live = states.live if micro_batches > 1 else 0
     return Memory(
         parameters=states.parameters,
@@ -195,6 +222,7 @@ def stage_memory(
         backward=live + states.during + activations + in_backward,
         reduce=states.reduce,
         update=states.update,
+        host=states.host,
     )
 
 
