@@ -39,11 +39,10 @@ Curve = list[tuple[float, float]]
 class Case:
     """One topology, precision and tying; engines of it, and their curves."""
 
-    def __init__(
-        self, config: Path, out: Path, precision: str, stages: int, zero: int, tensor: int = 1, tied: bool = True
-    ) -> None:
+    def __init__(self, config: Path, out: Path, shape: tuple[Any, ...], tied: bool = False) -> None:
+        precision, stages, zero, tensor, offload = (*shape, *(1, False)[len(shape) - 3 :])
         self.topology: Topology = launched_topology(stages, tensor)
-        self.name = f"{precision}-pp{stages}-tp{tensor}-zero{zero}-{'tied' if tied else 'untied'}"
+        self.name = f"{precision}-pp{stages}-tp{tensor}-zero{zero}{'-offload' * offload}-{'tied' if tied else 'untied'}"
         self.run: RunConfig = load_run(
             config,
             [
@@ -51,6 +50,7 @@ class Case:
                 f"--parallel.pipeline_stages={stages}",
                 f"--parallel.zero_stage={zero}",
                 f"--parallel.tensor_parallel={tensor}",
+                f"--parallel.offload_optimizer={str(offload).lower()}",
                 f"--model.tied={str(tied).lower()}",
                 f"--model.bias={str(not tied).lower()}",
                 "--data.vocab_size=299",  # odd, so that partitions cut through parameters
@@ -251,7 +251,8 @@ def rolled_back(case: Case) -> list[Any]:
 
 SHAPES = [("fp32", 1, 0), ("fp32", 1, 1), ("fp32", 1, 2), ("fp32", 1, 3), ("fp32", 2, 0), ("fp32", 2, 1)]
 SHAPES += [("bf16", 1, 1), ("bf16", 1, 2), ("bf16", 1, 3), ("bf16", 2, 1)]
-"""Precision, pipeline stages and ZeRO stage, with untied embeddings and biases."""
+OFFLOADED = ("bf16", 1, 3, 1, True)
+"""Precision, pipeline stages, ZeRO stage, and where not 1 and False parts of each matrix and offloading."""
 TIED = [("fp32", 1, 0), ("fp32", 1, 1), ("fp32", 2, 0), ("fp32", 2, 1), ("bf16", 2, 1)]
 """The same, where an embedding that is tied to the readout may lie in two places."""
 CUT = [("bf16", 1, 1, 2), ("bf16", 1, 2, 2), ("fp32", 1, 1, 2), ("fp32", 1, 3, 2)]
@@ -269,24 +270,27 @@ def continued(cases: list[Case], sources: list[Case], out: Path) -> dict[str, An
 
 def on_two(config: Path, out: Path) -> dict[str, Any]:
     """Do everything that needs two processes; return what this one found."""
-    cases = [Case(config, out, *shape, tied=True) for shape in TIED]
-    cases += [Case(config, out, *shape, tied=False) for shape in [*CUT, *SHAPES]]
+    cases = [Case(config, out, shape, tied=True) for shape in TIED]
+    cases += [Case(config, out, shape) for shape in [*CUT, *SHAPES, OFFLOADED]]
     results = continued(cases, [cases[-1], *cases[:-1]], out)
     zero1 = cases[1]
     results["without moments"] = without_moments(zero1)
     results["epoch"] = around_an_epoch(zero1, out / "epoch")
     results["without rng"] = without_rng(zero1)
-    damaged_case = Case(config, out / "damaged", "bf16", 1, 1)
+    damaged_case = Case(config, out / "damaged", ("bf16", 1, 1), tied=True)
     results["damaged"] = damaged(damaged_case, out / "it-ran")
     results["rolled back"] = rolled_back(damaged_case)
     return results
 
 
 def on_four(config: Path, out: Path, before: Path) -> dict[str, Any]:
-    """Two replicas of two processes that share each matrix, which also continue what two processes had saved."""
-    cases = [Case(config, out, *shape, tied=False) for shape in CUT[1:]]
-    sources = [("bf16", 1, 3), ("fp32", 1, 3, 2), ("fp32", 2, 1)]
-    return continued(cases, [Case(config, before, *shape, tied=False) for shape in sources], out)
+    """Two replicas of two processes that share each matrix, or are stages; they also continue what two had saved."""
+    moves = [
+        *zip(CUT[1:], [OFFLOADED, ("fp32", 1, 3, 2), ("fp32", 2, 1)], strict=True),
+        (("bf16", 2, 1), ("bf16", 1, 3)),
+    ]
+    cases, sources = ([Case(config, folder, move[i]) for move in moves] for i, folder in enumerate((out, before)))
+    return continued(cases, sources, out)
 
 
 if __name__ == "__main__":

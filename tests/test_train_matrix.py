@@ -13,6 +13,7 @@ from test_train_parity import COMMON, TOLERANCES, gradient_errors
 from configs.reader import ConfigError
 from train.config import load_run
 from train.ds_config import derive, merge_user_config
+from train.failures import memory_advice
 from train.topology import precision_problem
 
 TINY = ROOT / "configs/runs/tiny.yaml"
@@ -100,6 +101,7 @@ def test_fp16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"torch_autocast": {"enabled": True}}, "set precision"),
         ({"compile": {"deepcompile": True}}, "set train.compile"),
         ({"bf16": {"bf16_master_weights_and_grads": True}}, "master weights"),
+        ({"communication_data_type": "fp16"}, "the run's precision and train.gradient_dtype"),
         ({"gradient_allreduce_op": "sum"}, "means over the global batch"),
         ({"zero_optimization": {"offload_param": {"device": "cpu"}}}, "nearest is parallel.offload_optimizer"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "'cpu' conflicts with 'none'"),
@@ -123,3 +125,16 @@ def test_a_ds_json_may_tune_what_the_run_has_chosen() -> None:
     assert tree["fp16"] == user["fp16"]
     assert tree["zero_optimization"]["offload_optimizer"]["ratio"] == 0.5
     assert tree["zero_optimization"]["reduce_bucket_size"] == 1000
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [[], ["--parallel.tensor_parallel=2"], ["--parallel.pipeline_stages=2"], ["--parallel.zero_stage=3"]],
+)
+def test_ways_to_need_less_memory_are_not_refused(keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("train.failures.uses_gpu", lambda: True)
+    advice = memory_advice(load_run(TINY, keys), 2)
+    ways = [word.strip(",") for word in advice.split() if word.startswith("--")]
+    assert len(ways) >= 3
+    for way in ways:
+        load_run(TINY, [*keys, way])

@@ -6,7 +6,7 @@ wrong by a constant factor: its update divides by the gradient's own size.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ TOPOLOGIES: list[tuple[int, str, str, list[str]]] = [
     (2, "dp2-zero2", "gpt2", [ZERO2]),
     (2, "dp2-zero3", "modern-untied", [ZERO3]),
     (2, "dp2-zero3-recompute", "gpt2", [ZERO3, RECOMPUTE]),
-    (2, "dp2-bf16", "modern-untied", [BF16]),
+    (2, "dp2-bf16", "modern", [BF16]),
     (2, "dp2-bf16-zero3", "gpt2", [BF16, ZERO3]),
     (2, "dp2-zero2-completep", "completep", [ZERO2]),
     (2, "dp2-bf16-zero3-completep", "completep", [BF16, ZERO3]),
@@ -181,6 +181,20 @@ def test_same_gradients_and_losses(
     ranks: int, name: str, model: str, keys: list[str], trained: Callable[[str, int], Results]
 ) -> None:
     require_equal(trained("cpu", 1)[model], trained("cpu", ranks)[name], TOLERANCES[precision(keys)])
+
+
+@pytest.mark.slow
+@pytest.mark.xdist_group("parity")
+@pytest.mark.parametrize(("alone", "together"), [("bf16", "dp2-bf16"), ("bf16-gpt2", "dp2-bf16-zero3")])
+def test_replicas_in_bf16_differ_by_the_order_of_fp32_sums(
+    alone: str, together: str, trained: Callable[[str, int], Results]
+) -> None:
+    """What bf16 rounds, it rounds on one process too; gradients add up in fp32, over micro-batches and replicas.
+
+    Not so the losses of later steps: a weight whose rounding flips goes on another way.
+    """
+    tolerance = replace(TOLERANCES["fp32"], loss=2e-3)
+    require_equal(trained("cpu", 1)[alone], trained("cpu", 2)[together], tolerance)
 
 
 @pytest.mark.slow

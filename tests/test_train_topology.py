@@ -14,20 +14,12 @@ from conftest import ROOT, free_port, read_record, read_rows, run_ranks
 FP32, BF16 = 1e-5, 2e-2
 
 TOPOLOGIES = [
-    pytest.param(2, [], FP32, id="dp2"),
-    pytest.param(2, ["--parallel.pipeline_stages=2"], FP32, id="pp2"),
-    pytest.param(2, ["--parallel.pipeline_stages=2", "--parallel.zero_stage=0"], FP32, id="pp2-zero0"),
-    pytest.param(1, ["--parallel.zero_stage=1"], FP32, id="zero1"),
-    pytest.param(2, ["--parallel.zero_stage=1"], FP32, id="dp2-zero1"),
     pytest.param(2, ["--parallel.zero_stage=2"], FP32, id="dp2-zero2"),
-    pytest.param(2, ["--parallel.zero_stage=3"], FP32, id="dp2-zero3"),
+    pytest.param(2, ["--parallel.tensor_parallel=2"], FP32, id="tp2"),
     pytest.param(4, ["--parallel.pipeline_stages=2"], FP32, id="dp2-pp2"),
-    pytest.param(1, ["--train.micro_batch=8"], FP32, id="no-accumulation"),
-    pytest.param(1, ["--train.activation_checkpointing=true"], FP32, id="recompute"),
-    pytest.param(1, ["--precision=bf16"], BF16, id="bf16"),
-    pytest.param(2, ["--precision=bf16"], BF16, id="bf16-dp2"),
     pytest.param(2, ["--precision=bf16", "--parallel.pipeline_stages=2"], BF16, id="bf16-pp2"),
 ]
+"""Through the command line, with validation; `test_train_parity.py` has every topology."""
 
 
 @pytest.fixture(scope="module")

@@ -4,11 +4,15 @@ import errno
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
+from configs.reader import check
 from train.config import RunConfig
 from train.status import RunEnded, Status
+from train.topology import uses_gpu
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -75,11 +79,17 @@ def memory_advice(run: RunConfig, data_parallel: int) -> str:
         ways.append(f"--train.micro_batch={smaller[-1]} (now {run.train.micro_batch}; gradients accumulate)")
     if not run.train.activation_checkpointing:
         ways.append("--train.activation_checkpointing=true")
-    highest = 1 if run.parallel.pipeline_stages > 1 else 3
-    if data_parallel > 1 and run.zero_stage < highest:
-        ways.append(f"--parallel.zero_stage={run.zero_stage + 1} (now {run.zero_stage})")
-    if run.parallel.pipeline_stages < run.model.n_layer:
-        ways.append(f"more devices, with --parallel.pipeline_stages={run.parallel.pipeline_stages + 1}")
+    stages, parts, zero = run.parallel.pipeline_stages, run.parallel.tensor_parallel, run.zero_stage
+    others: list[tuple[str, bool, dict[str, Any]]] = [
+        (f"--parallel.zero_stage={zero + 1} (now {zero})", data_parallel > 1 and zero < 3, {"zero_stage": zero + 1}),
+        ("--parallel.offload_optimizer=true", uses_gpu(), {"offload_optimizer": True}),
+        (f"more devices, with --parallel.pipeline_stages={stages + 1}", True, {"pipeline_stages": stages + 1}),
+        (f"more devices, with --parallel.tensor_parallel={2 * parts}", True, {"tensor_parallel": 2 * parts}),
+    ]
+    for way, helps, keys in others:
+        changed = replace(run, parallel=replace(run.parallel, **keys))
+        if helps and changed != run and not any(check(changed)):
+            ways.append(way)
     return "less memory for the same losses: " + ", or ".join(ways)
 
 
