@@ -43,6 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         softmax = _compiled_softmax() if compiled else _softmax
         counted_N1 = (targets_N != IGNORE)[:, None]
         targets_N1 = targets_N[:, None].where(counted_N1, 0)
+        positions_N1 = torch.arange(chunk, device=x_ND.device)[:, None]
         total = torch.zeros((), dtype=torch.float64, device=x_ND.device)
         needs_gradient = any(ctx.needs_input_grad)
         grad_x = torch.empty_like(x_ND) if needs_gradient else None
@@ -53,7 +54,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             total -= (log_p * counted_N1[rows]).sum()
             if grad_x is not None and grad_weight is not None:
                 # d nats / d logits = softmax - onehot. Kept undivided, in [-1, 1], so that fp16 does not underflow.
-                slope.scatter_(1, targets_N1[rows], log_p.expm1().type_as(slope))
+                # Assigned, because `scatter_` takes half as long as the softmax in bf16 on a CPU.
+                slope[positions_N1[: len(slope)], targets_N1[rows]] = log_p.expm1().type_as(slope)
                 grad_x[rows] = slope @ weight_VD
                 grad_weight += slope.T @ (x_ND[rows] * counted_N1[rows])
         if needs_gradient:
