@@ -16,6 +16,8 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
     stage = run.zero_stage
     # In plain fp32 our own optimizer clips (train/optimizer.py); everywhere else DeepSpeed's wrapper does.
     clips_itself = run.precision == "fp32" and stage == 0
+    # DeepSpeed would round what has been summed in fp32 to bf16 between replicas.
+    sums = run.train.gradient_dtype if run.precision == "bf16" else run.precision
     tree: Tree = {
         "train_batch_size": run.train.global_batch,
         "train_micro_batch_size_per_gpu": run.train.micro_batch,
@@ -24,7 +26,7 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": run.precision == "bf16"},
         "fp16": {"enabled": run.precision == "fp16"},
-        "communication_data_type": run.train.gradient_dtype if run.precision == "bf16" else run.precision,
+        "communication_data_type": sums,
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
         "wandb": {"enabled": False},
