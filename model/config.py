@@ -96,7 +96,8 @@ def expand_model(tree: dict[str, Any]) -> dict[str, Any]:
         ConfigError: for an unknown size.
     """
     tree = expand_size(tree)
-    tree = _STYLES.get(tree.get("style", "gpt2"), {}) | tree
+    style = tree.get("style", "gpt2")
+    tree = (_STYLES.get(style, {}) if isinstance(style, str) else {}) | tree
     if isinstance(d_model := tree.get("d_model"), int) and "d_ff" not in tree:
         # 8/3 keeps the parameter count of SwiGLU's three matrices at that of GELU's two.
         tree["d_ff"] = 4 * d_model if tree.get("mlp") == "gelu" else -(-8 * d_model // 24) * 8

@@ -80,7 +80,7 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
         )
     at = stages()
     sizes = np.log([[n, d] for n, d, _ in rungs])
-    losses = np.log([course(curve.tokens / tokens, curve.loss, at) for _, tokens, curve in rungs])
+    losses = np.log([course(curve.tokens / tokens, curve.loss_mean, at) for _, tokens, curve in rungs])
     known = np.isfinite(losses).all(axis=0)
     losses = losses[:, known]
     centre, spread, freedom = _predict(sizes, losses, np.log([[N, D]]))

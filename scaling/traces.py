@@ -25,6 +25,8 @@ class Curve:
     tokens: Array
     flops: Array
     loss: Array
+    loss_mean: Array
+    """Of the steps since the point before; ``loss`` where the log does not say."""
     val_loss: Array
     step: Array
     lr: Array
@@ -57,7 +59,9 @@ def read_curves(runs_dir: Path) -> list[Curve]:
         if len(rows) < 2:
             continue
         record = _record(path.parent / "record.json")
-        columns = {k: column(rows, k) for k in ("tokens", "flops", "loss", "val_loss", "step", "lr")}
+        keys = ("tokens", "flops", "loss", "loss_mean", "val_loss", "step", "lr")
+        columns = {k: column(rows, k) for k in keys}
+        columns["loss_mean"] = np.where(np.isnan(columns["loss_mean"]), columns["loss"], columns["loss_mean"])
         N = _number(record.get("N"))
         curves.append(Curve(path.parent.name, N if N > 0 else None, record.get("complete") is True, **columns))
     return curves

@@ -14,7 +14,7 @@ from configs.reader import dump_yaml
 from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS, WINDOW, Band, band, course, stages
 from scaling.estimate import FitError
-from scaling.traces import Curve
+from scaling.traces import Curve, read_curves
 from train.config import load_run
 from train.monitor import Monitor
 
@@ -27,7 +27,7 @@ def simulated(N: float, D: float, noise: float, seed: int, rows: int = 400, scal
     truth = scale * (1.5 + 15 * N**-0.25 + 80 * (x * D) ** -0.3)
     loss = truth * np.exp(noise * np.random.default_rng(seed).standard_normal(rows))
     nothing = np.full(rows, np.nan)
-    return Curve(f"{N:g}-{D:g}", N, True, x * D, nothing, loss, nothing, x * rows, nothing)
+    return Curve(f"{N:g}-{D:g}", N, True, x * D, nothing, loss, loss, nothing, x * rows, nothing)
 
 
 def ladder(noise: float = 0.01, seed: int = 0) -> list[tuple[float, float, Curve]]:
@@ -72,6 +72,16 @@ def test_course_ends_where_the_log_ends_and_passes_over_what_is_no_loss() -> Non
     assert np.isnan(found[2])
 
 
+def test_a_curve_has_the_mean_since_the_row_before_or_else_the_loss(tmp_path) -> None:
+    rows = [{"step": s, "tokens": 8 * s, "loss": 3.0 + s} for s in (1, 10, 20)]
+    rows[1] |= {"loss_mean": 5.0}
+    rows[2] |= {"loss": None, "loss_mean": 4.0}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    [curve] = read_curves(tmp_path)
+    assert curve.loss_mean.tolist() == [4.0, 5.0, 4.0]
+
+
 def test_band_holds_a_healthy_run_of_four_times_the_size() -> None:
     covered, widths = [], []
     for seed in range(20):
@@ -92,7 +102,7 @@ def test_monitor_is_silent_on_healthy_runs_and_speaks_early_of_a_loss_that_is_to
     broken = simulated(4e6, 3e6, 0.01, 98, scale=1.2)
     half = len(high.loss) // 2
     loss = np.concatenate([high.loss[:half], broken.loss[half:]])
-    spoilt = Curve(**{**vars(high), "loss": loss})
+    spoilt = Curve(**{**vars(high), "loss": loss, "loss_mean": loss})
     [sentence] = follow(spoilt, expected, tmp_path)
     assert "above the band" in sentence
     until = next(k for k in range(half, len(loss)) if follow(Curve(**_until(spoilt, k)), expected, tmp_path))

@@ -192,7 +192,7 @@ def test_refusals_name_the_key_and_what_would_work(tmp_path, text, overrides, wo
     assert words in problems(tmp_path, text, *overrides)
 
 
-KEYS = st.sampled_from(["model", "size", "seed", "train.steps", "x"])
+KEYS = st.sampled_from(["model", "size", "model.size", "model.style", "seed", "train.steps", "x"])
 SCALARS = st.none() | st.booleans() | st.integers(-5, 5) | st.floats(-2, 2) | st.text("ab.-/\0", max_size=4)
 TREES = st.recursive(
     SCALARS,

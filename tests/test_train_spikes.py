@@ -5,9 +5,13 @@ import math
 import random
 
 import pytest
+import torch
+from conftest import ROOT
 
 from configs.reader import ConfigError, build
 from scripts.bench_spikes import TEST_SEEDS, curves_of, ours, score
+from train.config import load_run
+from train.guard import Course, SpikeGuard
 from train.spikes import Kind, SpikeConfig, SpikeState, Verdict, after_rollback, judge
 
 CONFIG = SpikeConfig()
@@ -137,6 +141,22 @@ def test_the_state_survives_json_at_any_moment() -> None:
         state, verdict = judge(state, step, loss, norm, CONFIG)
         copy, same = judge(copy, step, loss, norm, CONFIG)
         assert (copy, same) == (state, verdict)
+
+
+def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_them() -> None:
+    run = load_run(ROOT / "configs/runs/tiny.yaml")
+    guard = SpikeGuard(run, Course())
+    guard.judge(1, torch.tensor(9.0), 1.0, now=True)
+    assert guard.take_loss_mean() == 9
+    guard.judge(2, torch.tensor(4.0), 1.0, now=False)
+    guard.judge(3, torch.tensor(2.0), 1.0, now=True)
+    saved = json.dumps(guard.course.to_json())
+    guard = SpikeGuard(run, Course.from_json(json.loads(saved)))
+    assert not guard.course.describe(8)["tainted"]
+    guard.judge(4, torch.tensor(6.0), 1.0, now=False)
+    guard.judge(5, torch.tensor(math.nan), 1.0, now=True)
+    assert guard.take_loss_mean() == 4
+    assert guard.take_loss_mean() is None
 
 
 def test_impossible_thresholds_are_named() -> None:

@@ -32,6 +32,8 @@ class Course:
     """Rollbacks so far, plus one."""
     lost_updates: int = 0
     """Steps whose update was skipped because loss or gradient were not finite."""
+    unlogged: tuple[float, int] = (0.0, 0)
+    """Sum and number of the finite losses since the last row of `metrics.jsonl`."""
 
     def data_step(self, step: int) -> int:
         """Return which batch, in the order of the data, optimizer step `step` (from 0) reads."""
@@ -47,13 +49,15 @@ class Course:
         if not content:
             return cls()
         skips = tuple((first, batches) for first, batches in content["skips"])
-        return cls(**content | {"detector": SpikeState.from_json(content["detector"]), "skips": skips})
+        unlogged = tuple(content.get("unlogged", cls.unlogged))
+        detector = SpikeState.from_json(content["detector"])
+        return cls(**content | {"detector": detector, "skips": skips, "unlogged": unlogged})
 
     def describe(self, tokens_per_step: int) -> dict[str, Any]:
         """Return what the record says: whether anything altered the run, and what."""
         in_spike = self.detector.onset is not None
         return {
-            "tainted": self != Course(self.detector) or in_spike,
+            "tainted": self != Course(self.detector, unlogged=self.unlogged) or in_spike,
             "rollbacks": self.attempt - 1,
             "skipped_tokens": sum(batches for _, batches in self.skips) * tokens_per_step,
             "skipped_updates": self.lost_updates,
@@ -113,8 +117,17 @@ class SpikeGuard:
                     self._queued.clear()
         return verdicts
 
+    def take_loss_mean(self) -> float | None:
+        """Return the mean loss since the last call, over steps judged and finite; None where there were none."""
+        total, steps = self.course.unlogged
+        self.course = replace(self.course, unlogged=(0.0, 0))
+        return total / steps if steps else None
+
     def _judge(self, measured: _Measured) -> Verdict | None:
         loss, grad_norm = measured.values()
+        if math.isfinite(loss):
+            total, steps = self.course.unlogged
+            self.course = replace(self.course, unlogged=(total + loss, steps + 1))
         if self.run.precision == "fp16" and math.isfinite(loss) and not math.isfinite(grad_norm):
             return None  # the loss scaler is looking for its scale
         detector, verdict = judge(self.course.detector, measured.step, loss, grad_norm, self.run.spikes)
@@ -154,6 +167,7 @@ class Rollback:
             skips=(*(skip for skip in course.skips if skip[0] <= step), (step, batches)),
             attempt=course.attempt + 1,
             lost_updates=there.lost_updates,
+            unlogged=there.unlogged,
         )
 
 

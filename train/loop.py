@@ -96,12 +96,12 @@ def _attempt(
             if logs:
                 loss_value = loss.item()  # waits for the step, so that the clock below times training alone
                 steps_per_second = clock.lap(done)
-                losses = None
+                loss_mean, losses = guard.take_loss_mean(), None
                 if evaluates and ends is None:
                     heart.begin("evaluating", done)
                     losses = validation.measure(engine)
                 if report is not None:
-                    report.step(done, loss_value, gradient_norm(engine), lr, steps_per_second, losses)
+                    report.step(done, loss_value, loss_mean, gradient_norm(engine), lr, steps_per_second, losses)
             if report is not None:
                 report.verdicts(verdicts)
             if ends is not None:

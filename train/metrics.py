@@ -58,7 +58,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 _COUNTS = ("step", "attempt")
-_NUMBERS = ("tokens", "loss", "val_loss", "seconds", "tokens_per_second")
+_NUMBERS = ("tokens", "loss", "loss_mean", "val_loss", "seconds", "tokens_per_second")
 
 
 def parse_row(line: str | bytes) -> dict[str, Any] | None:

@@ -43,8 +43,9 @@ class Reporter:
         self.started = time.perf_counter() - max(earlier, default=0.0)
         self.monitor = Monitor(self.run_dir / BAND, self.run.steps)
         for row in self.metrics.rows:
-            if row["step"] <= first_step and row.get("loss") is not None:
-                self.monitor.follow(row["step"], row["loss"])
+            loss = row.get("loss_mean", row.get("loss"))
+            if row["step"] <= first_step and loss is not None:
+                self.monitor.follow(row["step"], loss)
         if attempt > 1:
             print(f"attempt {attempt} begins after step {first_step}", flush=True)
 
@@ -52,12 +53,13 @@ class Reporter:
         self,
         done: int,
         loss: float,
+        loss_mean: float | None,
         grad_norm: float,
         lr: float,
         steps_per_second: float | None,
         losses: Losses | None,
     ) -> None:
-        """Log the step that has just been done."""
+        """Log the step that has just been done; `loss_mean` is that of the steps since the last one logged."""
         row: dict[str, Any] = {
             **self._where(done),
             "tokens": done * self.run.tokens_per_step,
@@ -67,6 +69,8 @@ class Reporter:
             "lr": lr,
             "seconds": time.perf_counter() - self.started,
         }
+        if loss_mean is not None:
+            row["loss_mean"] = loss_mean
         if steps_per_second is not None:
             row["tokens_per_second"] = steps_per_second * self.run.tokens_per_step
             achieved = row["tokens_per_second"] * self.run.flops_per_token / self.topology.world_size
@@ -76,7 +80,7 @@ class Reporter:
             row["val_loss"] = losses.mean
             if self.run.data.mixture:
                 row["val_loss_by_component"] = losses.by_component
-        expected, alert = self.monitor.follow(done, loss)
+        expected, alert = self.monitor.follow(done, row.get("loss_mean", loss))
         row |= expected
         if alert is not None:
             row["alert"] = alert

@@ -466,7 +466,7 @@ def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> st
     parts = [size, _budget_word(run, wanted)]
     for key in _leaves(chosen):
         is_named = key in named or key in _BUDGETS or key in _NOT_IN_NAME or key.startswith(_NOT_IN_NAME_SECTIONS)
-        if not is_named and wanted[key] != below.get(key, _default(RunConfig, key)):
+        if not is_named and key in wanted and wanted[key] != below.get(key, _default(RunConfig, key)):
             parts.append(_word(_short_key(key), wanted[key]))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
