@@ -2,7 +2,8 @@
 
 A ladder of small models is trained on the Python sources of this machine. Bands predicted from it are held against
 larger models: healthy ones, where both must stay silent, and ones with a fault. The delay is in optimizer steps from
-the fault to the first alert.
+the fault to the first alert. Bands are judged as if every --log_every-th step had been logged, once by the loss of that
+step alone and once by the mean since the row before.
 """
 
 import argparse
@@ -22,12 +23,14 @@ from data.config import DataConfig, DataError
 from data.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.bands import Band, band
+from scaling.laws import Array
 from scaling.traces import Curve
 from train.batches import training_batches
 from train.config import RunConfig, load_run
 from train.ds_config import derive
 from train.engine import MicroBatch, build_engine, gradient_norm, release, train_step
 from train.files import write_json
+from train.fragments import without_gradient
 from train.monitor import BAND, Monitor
 from train.schedule import lr_multiplier
 from train.spikes import Kind, SpikeConfig, SpikeState, judge
@@ -38,6 +41,7 @@ RUNGS = ("tiny-3k", "tiny-6k", "tiny-14k", "tiny-25k", "tiny-55k")
 LENGTHS = (0.5, 0.7, 1.0)  # of the rungs, as fractions of the steps of the targets
 TARGETS = ("tiny-98k", "tiny-150k")
 BEGIN = 0.3  # progress at which a fault sets in that does not hold from the start
+LOOK = 20  # steps after which parameters without a gradient are looked for, as in the loop
 FIRST_SEED = 101  # the band was chosen on smaller ones
 
 
@@ -54,7 +58,7 @@ class Fault:
     stale: int | None = None
     """Batches that are read over and over."""
     frozen: bool = False
-    """The last block does not learn."""
+    """The last block gets no gradient."""
 
 
 def shuffled(batch: MicroBatch, draw: np.random.Generator) -> MicroBatch:
@@ -73,14 +77,26 @@ FAULTS = (
 )
 
 
-def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> list[tuple[float, float]]:
-    """Train with a fault; return (loss in nats per token, gradient norm) of every step."""
+@dataclass(frozen=True)
+class Trained:
+    """A run that was trained to its end."""
+
+    loss: Array
+    """Of every step, nats per token (steps,)."""
+    grad_norm: Array
+    """Before clipping (steps,)."""
+    frozen: list[str]
+    """Parameters without a gradient after `LOOK` steps."""
+
+
+def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> Trained:
+    """Train with a fault."""
     engine = build_engine(run, topology, derive(run, topology.data_parallel))
     draw = np.random.default_rng(run.seed)
     begin = round(fault.begin * run.steps)
-    block = engine.module.blocks[-1]
-    kept = {name: value.clone() for name, value in block.state_dict().items()}
-    seen = []
+    if fault.frozen:
+        engine.module.blocks[-1].requires_grad_(False)
+    seen, frozen = [], []
     for step in range(run.steps):
         broken = step >= begin
         lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps) * (fault.lr if broken else 1.0)
@@ -90,40 +106,49 @@ def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> 
             batches = (fault.batch(batch, draw) for batch in batches)
         loss = train_step(engine, batches, lr, topology)
         seen.append((loss.item(), gradient_norm(engine)))
-        if broken and fault.frozen:
-            block.load_state_dict(kept)
+        if step + 1 == LOOK:
+            frozen = without_gradient(engine, run, topology)
     release(engine)
-    return seen
+    losses, grad_norms = np.array(seen).T
+    return Trained(losses, grad_norms, frozen)
 
 
-def as_curve(run: RunConfig, seen: Sequence[tuple[float, float]]) -> Curve:
-    """Write what was measured as a logged curve."""
-    step = np.arange(1.0, len(seen) + 1)
-    nothing = np.full(len(seen), np.nan)
-    loss = np.array([loss for loss, _ in seen])
+def logged(loss: Array, every: int, averaged: bool) -> tuple[Array, Array]:
+    """Return the steps that the loop logs (rows,), and their loss or the mean since the step logged before."""
+    step = np.unique(np.concatenate([[1], np.arange(every, len(loss) + 1, every), [len(loss)]]))
+    if not averaged:
+        return step, loss[step - 1]
+    total = np.concatenate([[0.0], np.cumsum(loss)])
+    return step, np.diff(total[np.concatenate([[0], step])]) / np.diff(step, prepend=0)
+
+
+def as_curve(run: RunConfig, step: Array, loss: Array) -> Curve:
+    """Write what was logged as a curve."""
+    nothing = np.full(len(step), np.nan)
     N = float(count_parameters(run.model).total)
-    return Curve(run.name, N, True, step * run.tokens_per_step, nothing, loss, nothing, step, nothing)
+    return Curve(run.name, N, True, step * run.tokens_per_step, nothing, loss, loss, nothing, step, nothing)
 
 
-def first_alert(run: RunConfig, seen: Sequence[tuple[float, float]], expected: Band, path: Path) -> int | None:
+def first_alert(run: RunConfig, step: Array, loss: Array, expected: Band, path: Path) -> int | None:
     """Return the step at which the monitor speaks, or None."""
     shown = {"progress": expected.progress, "low": expected.low, "high": expected.high}
     write_json(path, {key: value.tolist() for key, value in shown.items()} | {"window": expected.window})
     monitor = Monitor(path, run.steps)
-    return next((step for step, (loss, _) in enumerate(seen, 1) if monitor.follow(step, loss)[1]), None)
+    rows = zip(step.tolist(), loss.tolist(), strict=True)
+    return next((step for step, loss in rows if monitor.follow(step, loss)[1]), None)
 
 
-def first_verdict(seen: Sequence[tuple[float, float]]) -> int | None:
+def first_verdict(trained: Trained) -> int | None:
     """Return the step at which the spike guard sees a spike, or None."""
     state, config = SpikeState(), SpikeConfig()
-    for step, (loss, norm) in enumerate(seen, 1):
+    for step, (loss, norm) in enumerate(zip(trained.loss.tolist(), trained.grad_norm.tolist(), strict=True), 1):
         state, verdict = judge(state, step, loss, norm, config)
         if verdict.kind not in (Kind.OK, Kind.OUTLIER):
             return step
     return None
 
 
-def measure(folder: Path, steps: int, seeds: int, console: Console) -> Table:
+def measure(folder: Path, steps: int, seeds: int, every: int, console: Console) -> Table:
     """Train the ladder and the targets; return the table of delays."""
     data = replace(DataConfig(vocab_size=512, max_bytes=8_000_000), directory=str(folder / "corpora"))
     corpus = open_mixture(data, progress=False)
@@ -136,33 +161,40 @@ def measure(folder: Path, steps: int, seeds: int, console: Console) -> Table:
         run = load_run(RUN, [f"--{key}={value}" for key, value in keys.items()])
         return replace(run, optimizer=replace(run.optimizer, lr=0.005 * (run.model.d_model / 32) ** -0.5))
 
-    rungs = []
-    for size in RUNGS:
-        for length in LENGTHS:
-            run = make(size, round(length * steps), 0)
-            curve = as_curve(run, train(run, corpus, topology, HEALTHY))
-            rungs.append((curve.N or 0.0, float(run.tokens), curve))
-    console.print(f"{len(rungs)} finished runs, {len(TARGETS)} sizes and {seeds} seeds for each row below")
+    ladder = [make(size, round(length * steps), 0) for size in RUNGS for length in LENGTHS]
+    finished = [(run, train(run, corpus, topology, HEALTHY)) for run in ladder]
+    console.print(f"{len(ladder)} finished runs, {len(TARGETS)} sizes and {seeds} seeds for each row below")
 
-    table = Table("fault", "loss at the end", "band: alerts", "delay", "spike guard: alerts", "delay", "ahead by")
+    def expect(run: RunConfig, averaged: bool) -> Band:
+        curves = [as_curve(rung, *logged(trained.loss, every, averaged)) for rung, trained in finished]
+        sizes = [(float(count_parameters(rung.model).total), float(rung.tokens)) for rung in ladder]
+        rungs = [(N, D, curve) for (N, D), curve in zip(sizes, curves, strict=True)]
+        return band(rungs, count_parameters(run.model).total, run.tokens)
+
+    head = ("fault", "end", "band of loss", "delay", "of loss_mean", "delay", "ahead by", "spike guard", "frozen")
+    table = Table(*head)
     for fault in (HEALTHY, *FAULTS):
-        ends, bands, guards = [], [], []
-        for size in TARGETS:
-            for seed in range(FIRST_SEED, FIRST_SEED + seeds):
-                run = make(size, steps, seed)
-                expected = band(rungs, count_parameters(run.model).total, run.tokens)
-                seen = train(run, corpus, topology, fault)
-                ends.append(statistics.mean(loss for loss, _ in seen[-20:]) / float(expected.centre[-1]) - 1)
-                bands.append(first_alert(run, seen, expected, folder / BAND))
-                guards.append(first_verdict(seen))
+        targets = [make(size, steps, FIRST_SEED + k) for size in TARGETS for k in range(seeds)]
+        runs = [(run, train(run, corpus, topology, fault)) for run in targets]
+        alerts: dict[bool, list[int | None]] = {False: [], True: []}
+        ends = []
+        for run, trained in runs:
+            bands = {averaged: expect(run, averaged) for averaged in alerts}
+            for averaged, found in alerts.items():
+                rows = logged(trained.loss, every, averaged)
+                found.append(first_alert(run, *rows, bands[averaged], folder / BAND))
+            ends.append(float(trained.loss[-20:].mean() / bands[True].centre[-1]) - 1)
+        guards = [first_verdict(trained) for _, trained in runs]
         begin = round(fault.begin * steps)
-        ahead = [(g or steps) - b for b, g in zip(bands, guards, strict=True) if b is not None]
+        ahead = [(g or steps) - b for b, g in zip(alerts[True], guards, strict=True) if b is not None]
         table.add_row(
             fault.name,
             f"{statistics.median(ends):+.1%}",
-            *_alerts(bands, begin),
-            *_alerts(guards, begin),
+            *_alerts(alerts[False], begin),
+            *_alerts(alerts[True], begin),
             f"{statistics.median(ahead):.0f}" if ahead and fault is not HEALTHY else "",
+            _alerts(guards, begin)[0],
+            f"{sum(bool(trained.frozen) for _, trained in runs)} of {len(runs)}",
         )
     disconnect()
     return table
@@ -178,17 +210,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="Example: OMP_NUM_THREADS=1 python scripts/bench_monitor.py --seeds 3\n"
-        "A guard that never speaks counts as speaking at the last step.",
+        "'end' is the loss of the last 20 steps against the middle of the band. A guard that never speaks counts as\n"
+        "speaking at the last step. 'frozen' counts runs with parameters that no gradient has reached.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--steps", type=int, default=500, help="optimizer steps of the targets (default 500)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each size and fault (default 3)")
+    parser.add_argument("--log_every", type=int, default=10, help="steps between rows (default 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-monitor"), help="where the corpus goes")
     options = parser.parse_args(arguments)
     options.work.mkdir(parents=True, exist_ok=True)
-    console = Console()
+    console = Console(width=150)
     try:
-        console.print(measure(options.work, options.steps, options.seeds, console))
+        console.print(measure(options.work, options.steps, options.seeds, options.log_every, console))
     except (ConfigError, DataError) as error:
         print(f"bench_monitor.py: {error}", file=sys.stderr)
         return 2

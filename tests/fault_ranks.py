@@ -30,7 +30,7 @@ class Fault:
     """What goes wrong, and at which steps (from 0)."""
 
     kind: str
-    """random_tokens, lr_x30, weights_x10, nan_gradient or exit."""
+    """random_tokens, lr_x30, weights_x10, nan_gradient, frozen_block or exit."""
     steps: list[int]
     """Data steps of `random_tokens`, else optimizer steps."""
     once: bool = True
@@ -65,6 +65,10 @@ def inject(fault: Fault, patch: pytest.MonkeyPatch, run: Any) -> None:
             elif fault.kind == "nan_gradient" and topology.rank == fault.rank:
                 for _, parameter in named_parameters(engine, run):
                     hooks.append(parameter.register_hook(lambda gradient: gradient * torch.nan))
+            elif fault.kind == "frozen_block":
+                for name, parameter in named_parameters(engine, run):
+                    if name.startswith("blocks.1."):
+                        hooks.append(parameter.register_hook(lambda gradient: gradient * 0))
         loss = train_step(engine, micro_batches, lr, topology)
         for hook in hooks:
             hook.remove()

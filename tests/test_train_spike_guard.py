@@ -30,6 +30,10 @@ TWO_RANKS: dict[str, dict[str, Any]] = {
     "bf16": {"fault": NAN, "overrides": ["--precision=bf16"]},
     "pp2": {"fault": NAN, "overrides": ["--parallel.pipeline_stages=2"]},
     "three": {"fault": NAN | {"steps": FIVE[:3]}},
+    "frozen": {
+        "fault": {"kind": "frozen_block", "steps": list(range(25))},
+        "overrides": ["--train.steps=25", "--parallel.zero_stage=2"],
+    },
 }
 
 
@@ -135,7 +139,7 @@ def test_altered_runs_stay_out_of_fits(runs: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in TWO_RANKS if name != "three"])
+@pytest.mark.parametrize("name", [name for name, case in TWO_RANKS.items() if case["fault"] is NAN])
 def test_a_gradient_that_is_no_number_on_one_rank_updates_nothing_on_any(pairs: Path, name: str) -> None:
     record = read_record(pairs / name)
     assert record["skipped_updates"] == 1
@@ -143,6 +147,14 @@ def test_a_gradient_that_is_no_number_on_one_rank_updates_nothing_on_any(pairs: 
     assert record["tainted"] is True
     assert record["val_loss"] < 5
     assert [(e["step"], e["kind"]) for e in events(pairs / name) if e["kind"] == "hard"] == [(AT + 1, "hard")]
+
+
+@pytest.mark.slow
+def test_a_block_that_gets_no_gradient_is_named(pairs: Path) -> None:
+    [event] = events(pairs / "frozen")
+    assert (event["kind"], event["step"]) == ("frozen", 20)
+    assert "blocks.1." in event["reason"]
+    assert "blocks.0." not in event["reason"]
 
 
 @pytest.mark.slow

@@ -11,10 +11,12 @@ AdamW's moments are laid out like the tensor that it updates, so one address ser
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from math import prod
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from deepspeed.checkpoint.constants import DS_AUTOTP_UC_META
 from torch import Tensor, nn
 
@@ -100,6 +102,22 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str
         state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device) if is_torch else 0
         state |= {kind: torch.zeros_like(flat, requires_grad=False) for kind in KINDS[1:]}
     return state
+
+
+def without_gradient(engine: Any, run: RunConfig, topology: Topology) -> list[str]:
+    """Return the parameters that no gradient has ever reached: AdamW's first moment is zero in every entry.
+
+    Every process must call this, between two optimizer steps. Where nothing at all has been updated, as while fp16
+    looks for its loss scale, or the state cannot be reached, none are returned.
+    """
+    reached: dict[str, bool] = {}
+    with suppress(UnsupportedEngine):
+        for fragment in fragments(engine, run, topology):
+            reached[fragment.name] = reached.get(fragment.name, False) or bool(fragment.view("exp_avg").any())
+    parts: list[dict[str, bool]] = [{}] * topology.world_size
+    dist.all_gather_object(parts, reached)
+    learning = {name for part in parts for name, some in part.items() if some}
+    return sorted({name for part in parts for name in part} - learning) if learning else []
 
 
 def release_weights(engine: Any) -> None:

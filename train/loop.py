@@ -9,6 +9,7 @@ from train.batches import training_batches
 from train.config import RunConfig
 from train.ds_config import derive
 from train.engine import build_engine, gradient_norm, release, train_step
+from train.fragments import without_gradient
 from train.guard import Course, Rollback, SpikeGuard
 from train.heartbeat import Heart
 from train.preemption import Preempted, StopRequest
@@ -20,6 +21,9 @@ from train.spikes import Kind, Verdict
 from train.status import RunEnded, Status
 from train.topology import Topology
 from train.validation import Losses, Validation
+
+_LOOK = 20
+"""Steps after a start at which every parameter must have had a gradient; fp16 has found its loss scale by then."""
 
 
 class TrainingDiverged(RunEnded):
@@ -104,6 +108,10 @@ def _attempt(
                     report.step(done, loss_value, loss_mean, gradient_norm(engine), lr, steps_per_second, losses)
             if report is not None:
                 report.verdicts(verdicts)
+            if done - first_step == _LOOK:
+                frozen = without_gradient(engine, run, topology)
+                if frozen and report is not None:
+                    report.frozen(done, frozen)
             if ends is not None:
                 return _go_back(ends, guard, run_dir, topology)
             if saves:

@@ -116,6 +116,13 @@ class Reporter:
         self.metrics.make_durable()
         self.events.make_durable()
 
+    def frozen(self, done: int, names: list[str]) -> None:
+        """Alert that these parameters do not learn."""
+        reason = f"no gradient has reached {len(names)} parameters: {', '.join(names[:8])}{', ...' * (len(names) > 8)}"
+        if self.events.write({**self._where(done), "kind": "frozen", "reason": reason}):
+            print(f"step {done}  FROZEN  {reason}", flush=True)
+            self.tracker.alert(f"parameters that do not learn at step {done}", reason)
+
     def _where(self, step: int) -> dict[str, Any]:
         return {"step": step} if self.attempt == 1 else {"step": step, "attempt": self.attempt}
 
