@@ -147,6 +147,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_updates_nothing_on_any(pairs: 
     assert record["tainted"] is True
     assert record["val_loss"] < 5
     assert [(e["step"], e["kind"]) for e in events(pairs / name) if e["kind"] == "hard"] == [(AT + 1, "hard")]
+    assert "frozen" not in kinds(pairs / name)
 
 
 @pytest.mark.slow
