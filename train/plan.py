@@ -208,8 +208,8 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
         f"total      {short_count(sum(run.config.tokens_spent for run in runs))} tokens, {flops:.3g} FLOPs, "
         f"{device_hours:.3g} device-hours",
     ]
-    branches = sum(run.config.branch is not None for run in runs)
-    if branches:
+    if config.trunk:
+        branches = sum(run.config.branch is not None for run in runs)
         apart = sum(run.config.flops for run in runs)
         lines.append(
             f"trunk      {flops / apart:.1%} of the {apart:.3g} FLOPs of independent runs: "
