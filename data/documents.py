@@ -2,9 +2,9 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from data.config import DataConfig, TextConfig
+from data.config import DataConfig
 from data.duplicates import Duplicates
 
 
@@ -27,17 +27,12 @@ class Tally:
     duplicate: int = 0
     near_duplicate: int = 0
     capped: bool = False
-    content: "hashlib._Hash" = field(default_factory=hashlib.sha256)
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the kept documents in their order: the identity of the text."""
-        return self.content.hexdigest()
+    sha256: str = ""
+    """Hash of the kept documents in their order, each with that of those before it: the identity of the text."""
 
 
-def documents(texts: Iterable[str], max_bytes: int | None, config: TextConfig, tally: Tally) -> Iterator[Document]:
+def documents(texts: Iterable[str], max_bytes: int | None, duplicates: Duplicates, tally: Tally) -> Iterator[Document]:
     """Yield the documents of `texts`, whole and in order, until the next one would exceed `max_bytes`."""
-    duplicates = Duplicates(config.deduplicate, config.duplicate_threshold)
     for text in texts:
         if not text.strip():
             tally.empty += 1
@@ -60,7 +55,7 @@ def documents(texts: Iterable[str], max_bytes: int | None, config: TextConfig, t
         digest = hashlib.blake2b(raw, digest_size=16).digest()
         tally.kept += 1
         tally.bytes += len(raw)
-        tally.content.update(digest)
+        tally.sha256 = hashlib.sha256(bytes.fromhex(tally.sha256) + digest).hexdigest()
         yield Document(text, len(raw), digest)
 
 

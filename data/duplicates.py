@@ -10,8 +10,13 @@ import hashlib
 import unicodedata
 from typing import Any, Literal
 
+import numpy as np
+
+from data.config import TextConfig
+
 _HASHES = 128
 _WORDS = 5
+_DIGEST = 16
 
 
 class Duplicates:
@@ -22,6 +27,7 @@ class Duplicates:
         self._method, self._threshold = method, threshold
         self._seen: set[bytes] = set()
         self._signatures: list[Any] = []
+        self._fresh: list[bytes] = []
         if method == "near":
             from datasketch import MinHashLSH
 
@@ -32,7 +38,7 @@ class Duplicates:
         if self._method == "none":
             return None
         words = unicodedata.normalize("NFC", text).casefold().split()
-        digest = hashlib.blake2b(" ".join(words).encode(), digest_size=16).digest()
+        digest = hashlib.blake2b(" ".join(words).encode(), digest_size=_DIGEST).digest()
         if digest in self._seen:
             return "exact"
         if self._method == "near":
@@ -40,16 +46,39 @@ class Duplicates:
             candidates = self._index.query(signature)
             if any(signature.jaccard(self._signatures[i]) >= self._threshold for i in candidates):
                 return "near"
-            self._index.insert(len(self._signatures), signature, check_duplication=False)
-            self._signatures.append(signature)
+            self._remember(signature)
+            self._fresh.append(digest + signature.hashvalues.astype("<u8").tobytes())
+        else:
+            self._fresh.append(digest)
         self._seen.add(digest)
         return None
 
+    def take_fresh(self) -> bytes:
+        """Return what `restore` needs of the documents that were remembered since the last call."""
+        fresh, self._fresh = b"".join(self._fresh), []
+        return fresh
 
-def _signature(words: list[str]) -> Any:
+    def restore(self, stored: bytes) -> None:
+        """Remember documents again, from what `take_fresh` has returned."""
+        size = _DIGEST + (8 * _HASHES if self._method == "near" else 0)
+        for start in range(0, len(stored), size):
+            self._seen.add(stored[start : start + _DIGEST])
+            if self._method == "near":
+                self._remember(_empty(np.frombuffer(stored[start + _DIGEST : start + size], dtype="<u8")))
+
+    def _remember(self, signature: Any) -> None:
+        self._index.insert(len(self._signatures), signature, check_duplication=False)
+        self._signatures.append(signature)
+
+
+def _empty(values: np.ndarray | None = None) -> Any:
     from datasketch import MinHash
 
-    signature = MinHash(num_perm=_HASHES, scheme="affine64", hashfunc=_hash)
+    return MinHash(num_perm=_HASHES, scheme="affine64", hashfunc=_hash, hashvalues=values)
+
+
+def _signature(words: list[str]) -> Any:
+    signature = _empty()
     last = max(1, len(words) - _WORDS + 1)
     signature.update_batch({" ".join(words[i : i + _WORDS]).encode() for i in range(last)})
     return signature
@@ -57,3 +86,8 @@ def _signature(words: list[str]) -> Any:
 
 def _hash(sequence: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(sequence, digest_size=8).digest(), "little")
+
+
+def duplicates_of(config: TextConfig) -> Duplicates:
+    """Return the search for duplicates that a configuration asks for, with no documents seen."""
+    return Duplicates(config.deduplicate, config.duplicate_threshold)

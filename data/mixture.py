@@ -20,6 +20,7 @@ import numpy as np
 from data.batches import Repetition, Windows, repetition, sequences, windows_at, windows_per_epoch
 from data.config import DataConfig, DataError, TextConfig
 from data.documents import Tally, documents
+from data.duplicates import duplicates_of
 from data.prepare import exclusive, head_documents, name_hash, prepare
 from data.shards import Corpus, open_corpus
 from data.sources import open_source
@@ -119,7 +120,7 @@ def _shared_tokenizer(parts: dict[str, DataConfig], progress: bool) -> Path:
     with exclusive(directory / f".{path.stem}.lock", progress):
         if not path.is_file():
             texts = (
-                head_documents(part, documents(source.texts(), source.max_bytes, part, Tally()))[1]
+                head_documents(part, documents(source.texts(), source.max_bytes, duplicates_of(part), Tally()))[1]
                 for part, source in zip(wholes, sources, strict=True)
             )
             tokenizer = train(chain.from_iterable(texts), wholes[0].vocab_size)

@@ -18,6 +18,7 @@ import numpy as np
 from data.config import DataConfig, DataError
 from data.contamination import contamination
 from data.documents import Document, Tally, documents, is_left_out, is_validation, split_position
+from data.duplicates import Duplicates, duplicates_of
 from data.grammar import make_grammar, token_blocks
 from data.progress import Progress
 from data.shards import (
@@ -29,15 +30,17 @@ from data.shards import (
     SplitWriter,
     TokenizerEntry,
     read_manifest,
+    sync,
     sync_directory,
     token_stream,
     write_file,
     write_manifest,
 )
 from data.sources import Source, open_source
-from data.tokenizer import ByteTokenizer, for_config, tokenizer_of_numbers
+from data.tokenizer import ByteTokenizer, for_config, load, tokenizer_of_numbers
 
 FORMAT = 1  # part of every corpus's name: raise it when the same configuration would give other tokens
+_COURSE, _SEEN = "course.json", "seen.bin"  # of an interrupted preparation
 _BATCH_BYTES = 8_000_000  # text handed to the tokenizer at once: enough to keep many threads busy
 # Keys that change neither which text is taken nor how it is tokenised, or that the source's identity stands for.
 _NOT_IN_NAME = (
@@ -52,8 +55,8 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
     """Return the directory of the prepared corpus, preparing it first when it is not there.
 
     The directory's name is the source's name and a hash of everything that determines the tokens. Concurrent
-    callers wait for the first; a caller that dies leaves nothing but a hidden directory, which the next one
-    clears.
+    callers wait for the first; a caller that dies leaves nothing but a hidden directory, in which the next one
+    goes on after the last whole shard.
 
     Raises:
         DataError: when the text, the tokenizer or the directory cannot be used.
@@ -116,47 +119,116 @@ def exclusive(path: Path, progress: bool) -> Iterator[None]:
 
 
 def _build(config: DataConfig, source: Source, directory: Path, progress: bool) -> None:
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # left by a process that died; the lock says nobody uses it
-    partial.mkdir()
+    partial = directory.with_name(f".{directory.name}.partial")  # the lock says that nobody uses it
+    if not (partial / _COURSE).is_file():
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
     try:
         with Progress(f"preparing {directory.name}", source.max_bytes, progress) as shown:
             write = _write_language if config.source == "grammar" else _write_text
             manifest = write(config, source, partial, directory.name, shown)
+        for name in (_COURSE, _SEEN):
+            (partial / name).unlink(missing_ok=True)
         write_manifest(partial, manifest)
         sync_directory(partial)
         partial.rename(directory)
         sync_directory(directory.parent)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        if not (partial / _COURSE).is_file():
+            shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
+@dataclasses.dataclass
+class _Course:
+    """How far a preparation is: what another process needs to go on with it."""
+
+    tally: Tally
+    least: float
+    """The lowest place in the split of a document so far, and the highest."""
+    largest: float
+    left_out: int = 0
+    trained_bytes: int = 0
+    details: dict[str, Any] = dataclasses.field(default_factory=dict)
+    position: dict[str, Any] | None = None
+    """Where reading goes on; None before the first shard is whole."""
+    writers: dict[str, Any] = dataclasses.field(default_factory=dict)
+    seen_bytes: int = 0
+    """Of the file with what the search for duplicates remembers."""
+
+    def save(self, partial: Path, fresh: bytes) -> None:
+        """Keep the course, and what duplicates are found by, of which `fresh` is new."""
+        with (partial / _SEEN).open("ab") as file:
+            file.truncate(self.seen_bytes)
+            file.write(fresh)
+            sync(file)
+        self.seen_bytes += len(fresh)
+        temporary = partial / f"{_COURSE}.new"
+        write_file(temporary, json.dumps(dataclasses.asdict(self)).encode())
+        temporary.rename(partial / _COURSE)
+        sync_directory(partial)
+
+
+def _stored_course(partial: Path, duplicates: Duplicates) -> _Course | None:
+    """Read the course of an interrupted preparation, and remember its documents in `duplicates`; None: begin anew."""
+    try:
+        tree = json.loads((partial / _COURSE).read_text(encoding="utf-8"))
+        course = _Course(**tree | {"tally": Tally(**tree["tally"])})
+        seen = (partial / _SEEN).read_bytes()[: course.seen_bytes]
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or one that another version has written
+        return None
+    duplicates.restore(seen)
+    return course
+
+
 def _write_text(config: DataConfig, source: Source, partial: Path, name: str, shown: Progress) -> Manifest:
-    tally = Tally()
-    stream = documents(source.texts(), source.max_bytes, config, tally)
-    head, training_text, whole = head_documents(config, stream)
-    _require_documents(config, source, tally)
-    least, largest = _extremes(head, config.seed)
-    if whole:  # say so before the tokenizer says that the text is too short for it
-        _require_both_splits(config, tally, least, largest)
-    tokenizer = for_config(config, training_text)
-    trained_bytes = 0 if config.tokenizer else sum(len(text.encode()) for text in training_text)
+    duplicates = duplicates_of(config)
+    course = _stored_course(partial, duplicates)
+    if course is not None:
+        source.details.update(course.details)
+        shown.say(f"going on after the first {course.tally.kept:,} documents")
+        texts = source.texts(course.position)
+        head: list[Document] = []
+        stream = documents(texts, source.max_bytes, duplicates, course.tally)
+        tokenizer = load(partial / TOKENIZER)
+    else:
+        texts, tally = source.texts(), Tally()
+        stream = documents(texts, source.max_bytes, duplicates, tally)
+        head, training_text, whole = head_documents(config, stream)
+        _require_documents(config, source, tally)
+        course = _Course(tally, *_extremes(head, config.seed))
+        if whole:  # say so before the tokenizer says that the text is too short for it
+            _require_both_splits(config, tally, course.least, course.largest)
+        tokenizer = for_config(config, training_text)
+        course.trained_bytes = 0 if config.tokenizer else sum(len(text.encode()) for text in training_text)
+    tally = course.tally
 
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     layout = (dtype, config.shard_tokens, tokenizer.token_bytes, tokenizer.end_of_text_id)
-    writers = {split: SplitWriter(partial, split, *layout) for split in ("train", "validation")}
-    left_out = 0
+    writers = {
+        split: SplitWriter(partial, split, *layout, state=course.writers.get(split))
+        for split in ("train", "validation")
+    }
+    written, whole_shards = tally.kept - len(head), writers["train"].complete_shards
     for batch in _batches(chain(head, stream)):
         low, high = _extremes(batch, config.seed)
-        least, largest = min(least, low), max(largest, high)
+        course.least, course.largest = min(course.least, low), max(course.largest, high)
         used = [document for document in batch if is_validation(document, config) or not is_left_out(document, config)]
-        left_out += len(batch) - len(used)
+        course.left_out += len(batch) - len(used)
         for document, tokens in zip(used, _encode(tokenizer, used, config), strict=True):
             writers["validation" if is_validation(document, config) else "train"].write(tokens)
         shown.update(tally.bytes)
+        written += len(batch)
+        # Not while documents that were read for the tokenizer still wait: reading is ahead of them.
+        if writers["train"].complete_shards > whole_shards and written == tally.kept:
+            if course.position is None:
+                write_file(partial / TOKENIZER, tokenizer.to_json().encode())
+            whole_shards = writers["train"].complete_shards
+            course.position, course.details = texts.position(), source.details
+            course.writers = {split: writer.state() for split, writer in writers.items()}
+            course.save(partial, duplicates.take_fresh())
     splits = {split: writer.close() for split, writer in writers.items()}
-    _require_both_splits(config, tally, least, largest)
+    _require_both_splits(config, tally, course.least, course.largest)
     if not splits["train"].documents:
         raise DataError(f"data.fraction: {config.fraction} leaves none of the training documents; raise it")
 
@@ -174,7 +246,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
             vocab_size=tokenizer.vocab_size,
             end_of_text=tokenizer.end_of_text,
             end_of_text_id=tokenizer.end_of_text_id,
-            trained_bytes=trained_bytes,
+            trained_bytes=course.trained_bytes,
         ),
         train=splits["train"],
         validation=splits["validation"],
@@ -185,7 +257,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
             "empty": tally.empty,
             "duplicate": tally.duplicate,
             "near_duplicate": tally.near_duplicate,
-            "left_out": left_out,
+            "left_out": course.left_out,
         },
         config=json.loads(json.dumps(dataclasses.asdict(config))),
         versions=_versions(),

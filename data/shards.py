@@ -215,7 +215,7 @@ def write_file(path: Path, content: bytes) -> FileEntry:
 
 
 class SplitWriter:
-    """Appends tokens to the shards of one split; `close` returns their manifest entry."""
+    """Appends tokens to the shards of one split, behind what `state` says; `close` returns their manifest entry."""
 
     def __init__(
         self,
@@ -225,18 +225,37 @@ class SplitWriter:
         shard_tokens: int,
         token_bytes: np.ndarray,
         end_of_text_id: int | None,
+        state: dict[str, Any] | None = None,
     ) -> None:
         self._directory, self._split, self._dtype = directory, split, dtype
         self._shard_tokens, self._token_bytes, self._end_of_text_id = shard_tokens, token_bytes, end_of_text_id
         self._shards: list[Shard] = []
         self._file: BinaryIO | None = None
-        self._open()
+        if state is None:
+            self._open()
+        else:
+            self._reopen(state)
+
+    @property
+    def complete_shards(self) -> int:
+        """Shards that are full."""
+        return len(self._shards)
 
     def _open(self) -> None:
         self._name = f"{self._split}-{len(self._shards):05d}.bin"
         self._file = (self._directory / self._name).open("wb")
         self._hash = hashlib.sha256()
         self._tokens = self._documents = self._bytes = 0
+
+    def _reopen(self, state: dict[str, Any]) -> None:
+        """Go on where `state` was taken, in the same directory; what was written later is cut off."""
+        self._shards = [Shard(**shard) for shard in state["shards"]]
+        self._name = f"{self._split}-{len(self._shards):05d}.bin"
+        self._tokens, self._documents, self._bytes = state["tokens"], state["documents"], state["bytes"]
+        file = (self._directory / self._name).open("r+b")
+        file.truncate(self._tokens * self._dtype.itemsize)
+        self._hash = hashlib.sha256(file.read())
+        self._file = file
 
     def write(self, tokens: np.ndarray) -> None:
         """Append a 1-D array of token ids."""
@@ -268,6 +287,13 @@ class SplitWriter:
                 bytes=self._bytes,
             )
         )
+
+    def state(self) -> dict[str, Any]:
+        """Sync what has been written, and return what another writer needs to go on behind it."""
+        assert self._file is not None
+        sync(self._file)
+        counts = {"tokens": self._tokens, "documents": self._documents, "bytes": self._bytes}
+        return {"shards": [asdict(shard) for shard in self._shards], **counts}
 
     def close(self) -> Split:
         """Finish the last shard and return the split's shards and totals."""

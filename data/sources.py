@@ -9,6 +9,7 @@ import re
 import sysconfig
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +32,53 @@ _FORMATS = {
 _COMPRESSIONS = ("gz", "bz2", "xz", "zst")
 
 
+class Texts:
+    """The raw texts of a source, one after another, and the position reached, from where reading can go on."""
+
+    def __init__(self, texts: Iterable[str], rows: int = 0, state: Callable[[], Any] = lambda: None) -> None:
+        """Begin after `rows` texts; `state` returns what the source itself needs to find the place again."""
+        self._texts, self.rows, self._state = texts, rows, state
+
+    def __iter__(self) -> Iterator[str]:
+        for text in self._texts:
+            self.rows += 1
+            yield text
+
+    def position(self) -> dict[str, Any]:
+        """Return the place after the last text that was taken, in JSON's types."""
+        return {"rows": self.rows, "state": self._state()}
+
+    def map(self, function: Callable[[str], str]) -> "Texts":
+        """Return the texts with a function applied to each."""
+        return Texts((function(text) for text in self._texts), self.rows, self._state)
+
+
+Position = dict[str, Any]
+
+
+def skipping(texts: Callable[[], Iterable[str]]) -> Callable[[Position | None], Texts]:
+    """Go on from a position by reading, and leaving out, what comes before it."""
+
+    def begin(position: Position | None = None) -> Texts:
+        rows = position["rows"] if position else 0
+        return Texts(islice(texts(), rows, None), rows)
+
+    return begin
+
+
 @dataclass(frozen=True)
 class Source:
     """Raw texts and where they come from.
 
     `identity` holds what determines the texts; a corpus's directory is named by a hash of it. `details` is
-    provenance that is only known on reading (versions, commits) and goes into the manifest.
+    provenance that is only known on reading (versions, commits) and goes into the manifest. `texts(position)` reads on
+    from where an earlier reading was; without a position, from the beginning.
     """
 
     name: str
     identity: dict[str, Any]
     details: dict[str, Any]
-    texts: Callable[[], Iterator[str]]
+    texts: Callable[..., Texts]
     max_bytes: int | None
 
 
@@ -60,7 +96,7 @@ def open_source(config: DataConfig) -> Source:
     return replace(
         source,
         identity=source.identity | {"transform": identity},
-        texts=lambda: (applied(function, name, text) for text in source.texts()),
+        texts=lambda position=None: source.texts(position).map(lambda text: applied(function, name, text)),
     )
 
 
@@ -79,7 +115,7 @@ def _pysource(config: DataConfig) -> Source:
             "text_unit": config.text_unit,
         },
         details={"implementation": platform.python_implementation()},
-        texts=lambda: (unit for text in _python_sources(config.part) for unit in _units(text, config.text_unit)),
+        texts=skipping(lambda: (u for text in _python_sources(config.part) for u in _units(text, config.text_unit))),
         max_bytes=PYSOURCE_BYTES if config.max_bytes is None else config.max_bytes,
     )
 
@@ -123,7 +159,7 @@ def _modules(root: Path) -> Iterator[Path]:
 def _grammar(config: DataConfig) -> Source:
     # Its strings are made as tokens (data/grammar.py) and never are text.
     identity = {"grammar": asdict(config.language), "validation": "systematic sample"}
-    return Source("grammar", identity, {}, lambda: iter(()), None)
+    return Source("grammar", identity, {}, skipping(lambda: ()), None)
 
 
 # --------------------------------------------------------------------------------------------- files
@@ -160,7 +196,7 @@ def _files(config: DataConfig) -> Source:
         name=f"files-{_slug(paths[0].name.split('.')[0])}",
         identity=identity,
         details={"paths": [str(path) for path in paths]},
-        texts=texts,
+        texts=skipping(texts),
         max_bytes=config.max_bytes,
     )
 
@@ -224,10 +260,11 @@ def _hub(config: DataConfig) -> Source:
     identity = {key: getattr(config, key) for key in keys}
     details: dict[str, Any] = {}
 
-    def texts() -> Iterator[str]:
+    def texts(position: Position | None = None) -> Texts:
         revision = config.revision
         if not os.path.isdir(dataset):
-            revision = details["commit"] = _commit(dataset, revision)
+            # A preparation that goes on reads the commit that it began with.
+            revision = details["commit"] = details.get("commit") or _commit(dataset, revision)
         where = f"data set '{dataset}'"
         rows = _load(
             where,
@@ -237,7 +274,12 @@ def _hub(config: DataConfig) -> Source:
             revision=revision,
             streaming=config.streaming,
         )
-        yield from _column(rows, config.text_field, where)
+        before = position["rows"] if position else 0
+        if position and position["state"] is not None:
+            rows.load_state_dict(position["state"])  # skips files that have been read without downloading them
+            return Texts(_column(rows, config.text_field, where), before, rows.state_dict)
+        texts = islice(_column(rows, config.text_field, where), before, None)
+        return Texts(texts, before, rows.state_dict if config.streaming else lambda: None)
 
     return Source(f"hub-{_slug(dataset)}", identity, details, texts, config.max_bytes)
 
@@ -259,15 +301,14 @@ def _commit(dataset: str, revision: str | None) -> str | None:
 # -------------------------------------------------------------------------------- the datasets library
 
 
-def _load(where: str, *args: Any, **options: Any) -> Iterable[dict[str, Any]]:
+def _load(where: str, *args: Any, **options: Any) -> Any:
     try:
         import datasets
     except ImportError:
         raise DataError("reading files needs the 'datasets' library; install it with: pip install datasets") from None
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what it logs as errors, it raises as well
     try:
-        rows: Iterable[dict[str, Any]] = datasets.load_dataset(*args, **options)
-        return rows
+        return datasets.load_dataset(*args, **options)
     except Exception as error:  # the library's loaders raise whatever their parsers raise
         raise DataError(f"{where} cannot be read: {_reason(error)}") from error
 

@@ -22,6 +22,7 @@ from configs.reader import build
 from data.batches import Corpus, batch, open_corpus
 from data.config import DataConfig, DataError, GrammarConfig
 from data.documents import Tally, documents
+from data.duplicates import duplicates_of
 from data.grammar import STRINGS_PER_BLOCK, make_grammar, token_blocks
 from data.prepare import prepare
 from data.shards import TOKENIZER
@@ -61,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
 def measure(config: DataConfig, repeats: int) -> Table:
     """Return the table of figures for one configuration; every time is the best of `repeats`, taken in turn."""
     source = open_source(config)
-    texts = [d.text for d in documents(source.texts(), source.max_bytes, config, Tally())]
+    texts = [d.text for d in documents(source.texts(), source.max_bytes, duplicates_of(config), Tally())]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
     # The first preparation also trains the tokenizer, which the others are given.
     first = prepare(config, progress=False)

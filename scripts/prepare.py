@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"prepare.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("prepare.py: interrupted; nothing half done was left behind", file=sys.stderr)
+        print("prepare.py: interrupted; the same command goes on after the last whole shard", file=sys.stderr)
         return 130
     return 0
 

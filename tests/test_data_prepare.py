@@ -20,6 +20,7 @@ from configs.reader import ConfigError, build
 from data.batches import open_corpus
 from data.config import DataConfig, DataError
 from data.documents import Tally, documents, is_validation, split_position
+from data.duplicates import Duplicates
 from data.prepare import prepare
 from data.tokenizer import END_OF_TEXT, load, train
 
@@ -139,7 +140,7 @@ test_every_text_has_tokens_that_give_it_back.tokenizer = train(sentences(50), 30
 @given(st.lists(st.text(max_size=5), max_size=30), st.integers(0, 3), st.sampled_from(["none", "exact"]))
 @settings(max_examples=100, deadline=None)
 def test_split_is_by_content(texts, seed, deduplicate):
-    found = list(documents(texts, None, DataConfig(deduplicate=deduplicate), Tally()))
+    found = list(documents(texts, None, Duplicates(deduplicate, 0.8), Tally()))
     sides: dict[str, set[float]] = {}
     for document in found:
         sides.setdefault(document.text, set()).add(split_position(document, seed))
@@ -152,22 +153,22 @@ def test_split_is_by_content(texts, seed, deduplicate):
 
 
 def test_split_takes_its_fraction_and_depends_on_the_seed():
-    found = list(documents(sentences(4000), None, DataConfig(), Tally()))
+    found = list(documents(sentences(4000), None, Duplicates("exact", 0.8), Tally()))
     sides = [[is_validation(d, DataConfig(seed=s, validation_fraction=0.1)) for d in found] for s in (0, 1)]
     assert 324 < sum(sides[0]) < 476  # 400 +- 4 standard deviations
     assert sides[0] != sides[1]
 
 
 def test_a_lone_surrogate_becomes_the_replacement_character():
-    (document,) = documents(["a\ud800b"], None, DataConfig(), Tally())
+    (document,) = documents(["a\ud800b"], None, Duplicates("exact", 0.8), Tally())
     assert (document.text, document.size) == ("a\ufffdb", 5)
 
 
 def test_max_bytes_takes_whole_documents_in_order():
     tally = Tally()
-    assert [d.text for d in documents(["aaaa", "ééé", "b"], 9, DataConfig(), tally)] == ["aaaa"]
+    assert [d.text for d in documents(["aaaa", "ééé", "b"], 9, Duplicates("exact", 0.8), tally)] == ["aaaa"]
     assert (tally.kept, tally.bytes, tally.capped) == (1, 4, True)
-    assert [d.text for d in documents(["aaaa", "ééé", "b"], 10, DataConfig(), Tally())] == ["aaaa", "ééé"]
+    assert [d.text for d in documents(["aaaa", "ééé", "b"], 10, Duplicates("exact", 0.8), Tally())] == ["aaaa", "ééé"]
 
 
 # ------------------------------------------------------------------------------- crashes and rivals
