@@ -51,8 +51,8 @@ BANDS = {"loss_smooth", "band_low", "band_high", "alert"}
 """Fields of rows that depend on which of the siblings had finished."""
 PATIENCE = 300.0
 """Seconds in which a sweep must end when nothing disturbs it any more."""
-AFTERLIFE = 40.0
-"""Seconds after the end of a sweep in which its processes must end; they may be saving."""
+AFTERLIFE = 20.0
+"""Seconds beyond its `grace_seconds` in which the processes of a sweep that has ended must end."""
 
 
 # ------------------------------------------------------------------------------- while the sweep runs
@@ -310,7 +310,7 @@ class Soak:
             left -= self._strike(launch, number, max(left, 0))
             self.statuses[launch.process.returncode] += 1
             if left <= 0 or self.draw.random() < 0.5:  # otherwise it is launched again while the guard is still at it
-                self._require_no_orphans(launch, number)
+                self._require_no_orphans(launch, number, sweep.config.grace_seconds)
             if launch.process.returncode == 0:
                 break
             if not disturbs:
@@ -363,8 +363,8 @@ class Soak:
                 self.tallies[fault].seconds.append(time.monotonic() - at)
             return struck
 
-    def _require_no_orphans(self, launch: Launch, number: int) -> None:
-        deadline = time.monotonic() + AFTERLIFE
+    def _require_no_orphans(self, launch: Launch, number: int, grace: float) -> None:
+        deadline = time.monotonic() + grace + AFTERLIFE
         while (left := processes_of(launch.directory)) and time.monotonic() < deadline:
             time.sleep(0.1)
         for process in left:

@@ -21,6 +21,7 @@ run: {{train: {{steps: 120}}, checkpoint: {{every: 20}}, watch: {{step_seconds: 
 threads_per_run: 1
 parallel_runs: 1
 retries: 1
+grace_seconds: 20
 """
 
 
