@@ -207,7 +207,9 @@ def test_a_rate_limited_run_goes_offline_with_every_row(
 def test_a_server_that_dies_in_mid_run_costs_no_time_and_no_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tracking, "_START_SECONDS", 1)
+    import wandb
+
+    monkeypatch.setattr(tracking, "_START_SECONDS", 5)
     monkeypatch.setattr(tracking, "_FINISH_SECONDS", 1)
     with wandb_server(monkeypatch, status=200) as (asked, kill):
         tracker = start(tmp_path, "online")
@@ -219,9 +221,10 @@ def test_a_server_that_dies_in_mid_run_costs_no_time_and_no_row(
             tracker.log({"step": step, "tokens": step * 100, "loss": 5.0})
         assert time.perf_counter() - begin < 0.5
         tracker.finish({})
-        assert time.perf_counter() - begin < 10
+        assert time.perf_counter() - begin < 15
+        wandb.teardown()  # as at the end of the process
         # All rows wait in W&B's own file, from which `wandb sync` takes them.
-        wait_for(lambda: [len(history(records)) for records in local_files(tmp_path)] == [1999], 10)
+        assert [len(history(records)) for records in local_files(tmp_path)] == [1999]
 
 
 class _FailingRun:
