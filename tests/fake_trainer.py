@@ -56,6 +56,8 @@ def train(directory: Path, behaviour: str) -> int:
         log_step(directory, 1)
         print("Traceback (most recent call last):\n  File 'x', line 1\nValueError: the sky fell", file=sys.stderr)
         return 1
+    if behaviour == "rank-killed":  # as the launcher reports it
+        return -signal.SIGKILL & 0xFF
     if behaviour == "input":
         print("pretrain.py: a mistake in the input", file=sys.stderr)
         return 2

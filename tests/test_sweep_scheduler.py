@@ -162,6 +162,7 @@ def test_workers_make_room_for_a_run_of_another_size(tmp_path):
     [
         ("crash", "exit status 1: ValueError: the sky fell"),
         ("killed", "killed by SIGKILL"),
+        ("rank-killed", "a rank was killed by SIGKILL"),
         (
             "memory",
             "exit status 8, the device or the machine has too little memory for the run: out of memory",

@@ -35,6 +35,8 @@ Command = Callable[[Path, int, Slot, int], list[str]]
 _WORKER = ".worker-"  # directories of workers, inside the sweep's, are named so and something unique
 
 _POLL = 0.2  # seconds
+_RANK_KILLED = {256 - number: number.name for number in signal.Signals if number > 1}
+"""Exit status of the launcher when a signal ended a rank -> the signal; 255 has other meanings, too."""
 
 
 @dataclass(frozen=True)
@@ -372,6 +374,8 @@ def _reason(code: int) -> str:
         return "the launcher was killed or ended early: its exit status is 0 but record.json is not complete"
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
+    if code in _RANK_KILLED:
+        return f"a rank was killed by {_RANK_KILLED[code]}"
     if code in MEANING and code != Status.CRASHED:
         return f"exit status {code}, {MEANING[Status(code)]}"
     return f"exit status {code}"
