@@ -42,6 +42,14 @@ def show(law: dict[str, Any], console: Console) -> None:
                 "yes" if row["covered"] else "no",
             )
         console.print(grid)
+    if law["tuning"]:
+        grid = Grid("best of lr", "N", "D", "loss", "tried", "losses")
+        for row in law["tuning"]:
+            edge = " (edge)" if row["at_edge"] else ""
+            found = min(row["losses"]), " ".join(f"{rate:g}" for rate in row["tried"])
+            losses = " ".join(map(nats, row["losses"]))
+            grid.add_row(f"{row['lr']:g}{edge}", f"{row['N']:.4g}", f"{row['D']:.4g}", nats(found[0]), found[1], losses)
+        console.print(grid)
     show_checks(law, console)
     for excluded in law["excluded"]:
         console.print(f"excluded {excluded['row']}: {excluded['reason']}")

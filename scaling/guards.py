@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from .estimate import Fit
 from .noise import replicate_sigma
 from .table import Table
+from .text import count
+from .tuning import Tuned, high_sizes, scans
 from .uncertainty import Bootstrap
 
 
@@ -229,8 +231,48 @@ def noisier_than_replicates(fit: Fit, table: Table) -> Warned | None:
     )
 
 
-def inspect(table: Table, fit: Fit, boot: Bootstrap) -> list[Warned]:
-    """Every warning that applies to a fitted table."""
+def edge_of_scan(tuned: Sequence[Tuned]) -> Warned | None:
+    """The best learning rate is the lowest or highest that was tried."""
+    at_edge = [f"N = {count(t.N)}, D = {count(t.D)} ({t.lr:g})" for t in tuned if t.at_edge]
+    if not at_edge:
+        return None
+    return Warned(
+        "lr_at_edge",
+        f"the best learning rate is the lowest or highest tried at {'; '.join(at_edge)}",
+        "these losses may be too high: scan further on that side",
+    )
+
+
+def several_rates(table: Table) -> Warned | None:
+    """Runs that differ in their learning rate alone, all of them in the fit."""
+    if "lr" not in table.columns:
+        return None
+    several = sum(len(tuned.tried) > 1 for tuned in scans(table))
+    if not several:
+        return None
+    return Warned(
+        "several_learning_rates",
+        f"{several} sizes and budgets were trained at several learning rates, and all of these runs are in the fit",
+        "fit the best of each with --best-of lr",
+    )
+
+
+def untuned_size(fit: Fit, table: Table, tuned: Sequence[Tuned]) -> Warned | None:
+    """Without a scan: sizes whose losses all lie far above the law."""
+    if any(len(t.tried) > 1 for t in tuned) or not {"N", "D", "lr"} <= table.columns.keys():
+        return None
+    high = high_sizes(fit, table)
+    if not high:
+        return None
+    return Warned(
+        "untuned_size",
+        f"all losses at N = {', '.join(map(count, high))} lie above the law, further than those of other sizes",
+        "their learning rate may not be the best: scan it (axis lr_multiple: [0.5, 1, 2]), then fit with --best-of lr",
+    )
+
+
+def inspect(table: Table, fit: Fit, boot: Bootstrap, tuned: Sequence[Tuned] = ()) -> list[Warned]:
+    """Every warning that applies to a fitted table, whose rows are the best of the scans `tuned` if there are any."""
     checks: list[Callable[[], Warned | None]] = [
         lambda: excluded_rows(table),
         lambda: mixed_units(table),
@@ -242,6 +284,9 @@ def inspect(table: Table, fit: Fit, boot: Bootstrap) -> list[Warned]:
         lambda: ill_conditioned(fit),
         lambda: at_bound(fit, boot),
         lambda: outliers(fit),
+        lambda: edge_of_scan(tuned),
+        lambda: several_rates(table),
+        lambda: untuned_size(fit, table, tuned),
     ]
     if {"N", "D"} <= set(fit.law.variables):
         checks += [lambda: too_few_sizes(table), lambda: too_few_ratios(table), lambda: collinear(table)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,6 +21,7 @@ from .noise import weights_for
 from .sensitivity import sensitivity
 from .table import Table
 from .truth import entropy_rate
+from .tuning import Tuned
 from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
@@ -44,6 +45,7 @@ class Options:
     weights: str = "column"
     average: bool = True
     sensitivity: bool = False
+    tuned: Sequence[Tuned] = ()  # the scans of learning rates that the table's rows are the best of
     point: Mapping[str, float] | None = None  # where sensitivity and averaging are asked for a prediction
 
 
@@ -128,7 +130,8 @@ def study(table: Table, options: Options | None = None) -> Study:
         "fits": _companions(table, options) if law.response == "loss" else {},
         "averaged": summary(averaged, options.level) if averaged else None,
         "sensitivity": _sensitivity(law, rows, options),
-        "warnings": [w.as_dict() for w in (*skipped, *inspect(rows, fitted, boot))],
+        "tuning": [tuned.as_dict() for tuned in options.tuned],
+        "warnings": [w.as_dict() for w in (*skipped, *inspect(rows, fitted, boot, options.tuned))],
     }
     return Study(content, boot.params, fitted, split, averaged)
 

@@ -24,7 +24,7 @@ Array = NDArray[np.float64]
 REQUIRED = ("N", "D", "loss")
 # Columns that some law, weight or switch reads; other columns of a table are ignored.
 OPTIONAL = (
-    *("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed"),
+    *("C", "U", "S", "weight", "stderr", "score", "N_non_embedding", "N_head", "warmup", "seed", "lr"),
     "entropy_rate",
 )
 TEXT = ("run", "cluster", "complete", "tainted")
@@ -42,6 +42,7 @@ RECORD_FIELDS = {
     "N_non_embedding": "N_non_embedding",
     "N_head": "N_head",
     "seed": "seed",
+    "lr": "lr",
     "entropy_rate": "entropy_rate",
 }
 N_DEFINITIONS = ("total", "non-embedding", "with-head")

@@ -33,6 +33,7 @@ from scaling.noise import WEIGHTS
 from scaling.registry import tally
 from scaling.study import Options, study
 from scaling.table import C_DEFINITIONS, MOST, N_DEFINITIONS, TableError, read_table
+from scaling.tuning import at_best, scans
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
 
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
@@ -56,6 +57,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--iid", action="store_true", help="resample rows instead of whole runs")
     add("--draws", type=int, default=DRAWS, help=f"bootstrap draws, at least {LEAST_DRAWS} (default: {DRAWS})")
     add("--level", type=float, default=LEVEL, help=f"level of the intervals, between 0 and 1 (default: {LEVEL})")
+    add("--best-of", choices=("lr",), help="of runs with the same N and D that differ in this, fit the best")
     add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
     add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
     add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
@@ -114,6 +116,9 @@ def run(args: argparse.Namespace) -> None:
         raise FitError(f"--seed must not be negative, not {args.seed}")
     table = read_table(args.source, pairs(args.column, "--column"))
     table = table.redefine(args.n_definition, args.c_definition)
+    tuned = scans(table) if args.best_of else []
+    if tuned:
+        table = at_best(table, tuned)
     options = Options(
         law=args.law,
         holdout=args.holdout,
@@ -129,6 +134,7 @@ def run(args: argparse.Namespace) -> None:
         weights=args.weights,
         average=not args.no_average,
         sensitivity=args.sensitivity,
+        tuned=tuned,
         point=point(args),
     )
     out = args.out or args.source

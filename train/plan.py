@@ -3,7 +3,7 @@
 import heapq
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -13,6 +13,7 @@ from train.hardware import GIB, USABLE, local_gpu_memory
 from train.journal import read_events
 from train.memory import peak_memory
 from train.metrics import read_metrics
+from train.rules import Derived
 from train.runstate import complete_record
 from train.slots import Devices, Pool, Slot
 from train.sweep import Run, Sweep, short_count
@@ -218,6 +219,7 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
     if config.lr is not None:
         rule = config.lr
         lines.append(f"lr         {rule.reference:g} × (d_model / {rule.d_model})^{rule.power:g}, or as stated")
+    lines += _rule_lines(runs)
     if plan.devices.kind == "gpu":
         lines.append(_memory_line(plan))
     done = f" ({len(runs) - len(left)} of {len(runs)} complete)" if len(left) < len(runs) else ""
@@ -234,6 +236,25 @@ def plan_summary(plan: Plan, states: Mapping[str, str]) -> list[str]:
 
 def _money(amount: float) -> str:
     return f"{amount:,.2f}" if amount >= 1 else f"{amount:.2g}"
+
+
+def _rule_lines(runs: Sequence[Run]) -> list[str]:
+    """Say of each value that follows from a rule what it came to, from which formula, and where that is from."""
+    given: dict[str, list[Derived]] = {}
+    for run in runs:
+        for value in run.derived:
+            given.setdefault(value.key, []).append(value)
+    lines = []
+    for key, values in given.items():
+        numbers = [value.value for value in values]
+        low, high = f"{min(numbers):.4g}", f"{max(numbers):.4g}"
+        lines.append(
+            f"rule       {key} = {values[0].formula}: {low if low == high else f'{low} to {high}'} ({values[0].source})"
+        )
+        far = max(values, key=lambda value: value.beyond)
+        if far.beyond:
+            lines.append(f"warning    {key} is a guess where the rule was not fitted: {far.outside}")
+    return lines
 
 
 def _memory_line(plan: Plan) -> str:

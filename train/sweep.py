@@ -18,37 +18,17 @@ from configs.reader import ConfigError, Problem, Tree, build, check, config, mer
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops_per_token
 from train.config import RunConfig, batch_problem, expand_run, is_safe_name
+from train.rules import Derived, LrRule, RulesConfig, follow, refuse_two_scalings
 from train.trunk import plant, trunk_problem
 
 _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
 LEAST_TO_JUDGE = 7
 """Runs without which no rule can be asked whether a sweep may stop: more than a law has parameters."""
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
+_BESIDE_A_RUN = ("devices_per_run", "lr_multiple")  # keys of a point that are not keys of a run
 # Keys that say where and how fast a run is computed, not what: they stay out of its name when a point sets them.
 _NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch", "train.compile", "train.activation_checkpointing")
 _NOT_IN_NAME_SECTIONS = ("checkpoint.", "evaluate.", "parallel.", "wandb.", "watch.")
-
-
-@config
-class LrRule:
-    """Peak learning rate by width: lr = reference * (model.d_model / d_model)^power."""
-
-    reference: float
-    """Peak learning rate at the reference width."""
-    d_model: int
-    """The reference width."""
-    power: float
-    """How the rate changes with width; -1 is Adam's in muP (Yang et al. 2022, arXiv 2203.03466), 0 keeps it."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("reference", "d_model"):
-            if getattr(self, key) <= 0:
-                yield key, f"{getattr(self, key)} must be above 0"
-
-    def at(self, d_model: int) -> float:
-        """Return the rate at a width, to six digits, so that it prints as it is used."""
-        return float(f"{self.reference * (d_model / self.d_model) ** self.power:.6g}")
 
 
 @config
@@ -98,7 +78,8 @@ class SweepConfig:
     """Dotted key of a run -> its values; every combination becomes a run. Null undoes those of the file it extends.
 
     Beside the keys of a run, `tokens_per_parameter` (train.tokens = that times N, embeddings counted), `flops`
-    (train.tokens = that over the exact FLOPs per token; an IsoFLOP profile) and `devices_per_run` can vary.
+    (train.tokens = that over the exact FLOPs per token; an IsoFLOP profile), `lr_multiple` (times the learning rate
+    that a rule or the file gives: a scan at each size) and `devices_per_run` can vary.
     """
     grids: list[dict[str, list[Any]]] = field(default_factory=list)
     """Further factorials, each like `axes`."""
@@ -111,6 +92,8 @@ class SweepConfig:
     """When to end before all runs are done; null: never."""
     lr: LrRule | None = None
     """Learning rate by width; an `optimizer.lr` in `axes`, in `points` or on the command line wins."""
+    rules: RulesConfig = RulesConfig()
+    """Published rules by size, for the learning rate and others; see docs/transfer.md."""
     runs_dir: str | None = None
     """Where the runs go, one directory each; null: runs/NAME."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -170,6 +153,8 @@ class SweepConfig:
                 yield f"{section}.{key}", "is given twice, dotted and nested"
         if self.lr is not None and "optimizer.lr" in _leaves(_nest(self.run)):
             yield "run.optimizer.lr", "is given beside the rule `lr`; leave one out (lr: null)"
+        if self.lr is not None and self.rules.lr is not None:
+            yield "rules.lr", "is given beside the rule `lr`; leave one out"
 
     @property
     def directory(self) -> Path:
@@ -185,6 +170,8 @@ class Run:
     devices: int
     """GPUs, or processes on a CPU."""
     directory: Path
+    derived: tuple[Derived, ...] = ()
+    """What the sweep's rules gave."""
 
     @property
     def name(self) -> str:
@@ -245,7 +232,7 @@ def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
 def _route(given: Tree) -> tuple[Tree, Tree]:
     """Split command-line keys into those of the sweep and those of its runs."""
     sweep_keys = {f.name for f in fields(SweepConfig)}
-    run_keys = {f.name for f in fields(RunConfig)} | set(_DERIVED_BUDGETS)
+    run_keys = {f.name for f in fields(RunConfig)} | {*_DERIVED_BUDGETS, "lr_multiple"}
     unknown = [key for key in given if key not in sweep_keys | run_keys]
     if unknown:
         raise ConfigError([Problem("command line", key, _unknown(key, sweep_keys | run_keys)) for key in unknown])
@@ -385,21 +372,25 @@ def _build_run(
     sweep: SweepConfig, tree: Tree, chosen: Tree, lowest: Tree, origin: Mapping[str, str], for_runs: Tree
 ) -> Run:
     """Turn the merged keys of one run into a `Run`."""
-    keeps_lr = "optimizer.lr" in _leaves(chosen).keys() | _leaves(for_runs).keys()
+    stated = _leaves(chosen).keys() | _leaves(for_runs).keys()
     devices = tree.get("devices_per_run", sweep.devices_per_run)
     given_name = _leaves(chosen).get("name")
-    keys = {key: value for key, value in tree.items() if key != "devices_per_run"}
+    keys = {key: value for key, value in tree.items() if key not in _BESIDE_A_RUN}
     keys["name"] = "unnamed" if given_name is None else given_name
-    run = build(RunConfig, keys, sweep.base, origin, lambda keys: _fill_in(keys, sweep, keeps_lr))
+    run = build(RunConfig, keys, sweep.base, origin, lambda keys: _fill_in(keys, sweep, "optimizer.lr" in stated))
     problem = _device_problem(run, devices, sweep.runs_per_gpu)
     if problem:
         key, message = problem
         raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
+    if "optimizer.lr" not in stated:
+        refuse_two_scalings(run.model, sweep.lr, sweep.rules)
+    replicas = devices // run.parallel.devices_per_replica
+    run, values = follow(run, sweep.rules, replicas, stated, tree.get("lr_multiple", 1))
     if given_name is None:
         run = replace(run, name=_run_name(run, tree, chosen, lowest))
         for key, message in check(run):  # it may be too long
             raise ConfigError([Problem(origin.get(key, sweep.base), key, message)])
-    return Run(run, devices, sweep.directory / run.name)
+    return Run(run, devices, sweep.directory / run.name, tuple(values))
 
 
 def _fill_in(tree: Tree, sweep: SweepConfig, keeps_lr: bool) -> Tree:
@@ -502,6 +493,8 @@ def _word(key: str, value: Any) -> str:
 
 def _default(cls: Any, key: str) -> Any:
     """Return the default of a dotted key, or MISSING."""
+    if key == "lr_multiple":
+        return 1
     head, _, rest = key.partition(".")
     if not is_dataclass(cls) or head not in (known := {f.name: f for f in fields(cls)}):
         return MISSING
