@@ -21,6 +21,7 @@ from .table import TableError
 
 SIZES = {"d_model": "width", "n_layer": "blocks"}
 """Field of a record that sizes may differ in, and its name in the picture."""
+_ORDER = ("standard", "mup", "completep")
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ def read_scans(runs_dir: Path, size: str = "d_model") -> list[Scan]:
         rest = " and ".join(key for key in SIZES if key != size)
         raise TableError(f"{runs_dir}: the runs differ in tokens, corpus or {rest} too; a transfer varies {size} alone")
     scans = []
-    for (parametrization, value), found in sorted(losses.items()):
+    for (parametrization, value), found in sorted(losses.items(), key=lambda item: (_ORDER.index(item[0][0]), item[0])):
         rates = sorted(found)
         means = np.array([np.mean(found[rate]) for rate in rates])
         scans.append(Scan(parametrization, value, np.array(rates), means))
@@ -133,6 +134,7 @@ def picture(scans: list[Scan], size: str = "d_model") -> Figure:
             axis.set_title(name)
             axis.set_ylim(best - 0.1, worst_optimum + 0.8)  # what is far above is not worth the room
             log_axis(axis.xaxis, "learning rate")
+            axis.xaxis.set_major_formatter(lambda rate, _: f"{rate:g}")
         axes[0].set_ylabel("loss (nats per token)")
         drawn.legend(loc="outside right upper")
     return drawn

@@ -67,7 +67,8 @@ def _parameters(run: RunConfig) -> int:
 
 def _kind(run: RunConfig) -> tuple[object, ...]:
     """Everything but size, tokens, batch and learning rate that shapes a loss curve."""
-    blocks = (run.model.positions, run.model.norm, run.model.mlp, run.model.qk_norm, run.model.tied)
+    model = run.model
+    blocks = (model.positions, model.norm, model.mlp, model.qk_norm, model.tied, model.parametrization)
     return run.data, run.schedule, run.train.sequence_length, blocks
 
 

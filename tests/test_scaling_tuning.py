@@ -80,7 +80,7 @@ def write_runs(folder: Path, optimum: dict[str, float]) -> None:
 
 def test_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_runs(tmp_path, {"standard": 0.001, "mup": 0.004})
-    mup, standard = transfers(read_scans(tmp_path))
+    standard, mup = transfers(read_scans(tmp_path))
     assert (mup.doublings, standard.doublings) == (0, -2)
     assert mup.doublings_of_optimum == pytest.approx(0, abs=1e-6)
     assert (mup.penalty, standard.penalty) == pytest.approx((0, 0.4))
