@@ -14,10 +14,11 @@ from scaling_tables import TABLES, TRUTH, simulated, table
 
 from scaling import plots, plots_law, text, traces
 from scaling.artifact import plain
+from scaling.baselines import read_baselines
 from scaling.laws import LAWS
 from scaling.report import write_report
 from scaling.study import Options, study
-from scaling.table import Excluded, Table, read_table
+from scaling.table import BITS, NATS, Excluded, Table, TableError, read_table
 from scaling.view import View
 
 HOSTILE = "<script>alert(1)</script>"
@@ -87,13 +88,15 @@ def ladder(tmp_path_factory):
         "rms_error": 0.033,
         "changed": [],
     }
-    law = plain({**result.law, "forecasts": tally})
+    baseline = {"name": "5-gram", "loss": float(np.median(data.columns["loss"])), "bits_per_byte": 1.25}
+    (out / "runs" / "baselines.json").write_text(json.dumps({"baselines": [baseline]}))
+    law = plain({**result.law, "forecasts": tally, "baselines": read_baselines(out / "runs", NATS)})
     return write_report(law, data, result.draws, out / "runs", out), law, data
 
 
 SECTIONS = {
     *("law", "holdout", "backtest", "coefficients", "profile", "residuals", "sensitivity", "laws", "allocation"),
-    *("extrapolation", "forecasts", "curves", "curve-law", "certificate", "excluded", "runs"),
+    *("baselines", "extrapolation", "forecasts", "curves", "curve-law", "certificate", "excluded", "runs"),
 }
 
 
@@ -128,6 +131,17 @@ def test_the_numbers_of_the_law_are_on_the_page(ladder):
     assert law["table_sha256"] in text_of
     assert all(run in text_of for run in data.run)
     assert "1 forecast registered before the run" in text_of
+    assert f"{text.nats(law['baselines']['5-gram'])}9 of 18 runs" in text_of.replace(" 9 of", "9 of")
+
+
+def test_baselines_are_read_in_the_unit_of_the_fit(tmp_path):
+    assert read_baselines(tmp_path, NATS) == {}
+    rows = [{"name": "5-gram", "loss": 2.5, "bits_per_byte": 1.25}]
+    (tmp_path / "baselines.json").write_text(json.dumps({"baselines": rows}))
+    assert (read_baselines(tmp_path, NATS), read_baselines(tmp_path, BITS)) == ({"5-gram": 2.5}, {"5-gram": 1.25})
+    (tmp_path / "baselines.json").write_text('{"baselines": [{"name": "5-gram"}]}')
+    with pytest.raises(TableError, match="not a file of baselines"):
+        read_baselines(tmp_path, NATS)
 
 
 def hostile() -> tuple[dict, Table]:
