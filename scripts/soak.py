@@ -172,10 +172,10 @@ def delete(file: Path, draw: random.Random) -> None:
 
 
 def damage_checkpoint(harm: Callable[[Path, random.Random], None], run: Run, draw: random.Random) -> bool:
-    """Harm a file of the newest checkpoint, if an intact one is left to continue from."""
+    """Harm a file of the newest checkpoint of an unfinished run, if an intact one is left to continue from."""
     checkpoints = newest_first(run.directory / "checkpoints")
     intact = [path for path in checkpoints if not damage(path)]
-    if len(intact) < 2 or intact[0] != checkpoints[0]:
+    if complete_record(run.directory) or len(intact) < 2 or intact[0] != checkpoints[0]:
         return False
     harm(draw.choice(sorted(intact[0].iterdir())), draw)
     return True
