@@ -199,3 +199,17 @@ def excess_of_speller(grammar: Grammar, known: NDArray[np.float64]) -> NDArray[n
     spelling = grammar.tokens_per_string * math.log(grammar.vocab_size)
     excess = neg_entropy + rest * (spelling - np.log(np.maximum(rest, 1e-300)))
     return np.interp(known, np.arange(len(rest)), excess / grammar.tokens_per_string)
+
+
+def exponent_of_speller(grammar: Grammar, excess: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the local exponent -d log(L - E) / d log(known words) of `excess_of_speller` where its L - E is `excess`.
+
+    This is what the finite lexicon predicts of alpha, without a free constant, for a model whose L - E is as large, if
+    the words it knows grow in proportion to N. Words that are told by how often they were read grow as D^(1/a) under a
+    Zipf law r^-a, which predicts this over a for beta. Arguments and errors as there; NaN beyond what a speller of 1 to
+    all words but one reaches.
+    """
+    known = np.geomspace(1, len(grammar.roots.probability) - 1, 2000)
+    curve = np.log(excess_of_speller(grammar, known))
+    exponent = -np.gradient(curve, np.log(known))
+    return np.interp(np.log(excess), curve[::-1], exponent[::-1], left=np.nan, right=np.nan)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from .estimate import FitError
+
 SUFFIXES = {"k": 1e3, "M": 1e6, "B": 1e9, "T": 1e12}
 NUMBER = re.compile(r"([+-]?[0-9][0-9_]*(?:\.[0-9_]*)?(?:[eE][+-]?[0-9]+)?)\s*([kKMBT]?)")
 NEGATIVE = re.compile(r"-[0-9.]")
@@ -62,6 +64,29 @@ def quantity(text: str) -> float:
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive finite number")
     return value
+
+
+def pairs(items: list[str], option: str) -> dict[str, str]:
+    """NAME=VALUE items as a dictionary. Raises FitError."""
+    for item in items:
+        if "=" not in item:
+            raise FitError(f"{option} {item!r}: write NAME=VALUE")
+    names = [item.split("=", 1)[0] for item in items]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise FitError(f"{option} names {twice[0]} twice")
+    return dict(item.split("=", 1) for item in items)
+
+
+def pinned(items: list[str]) -> dict[str, float]:
+    """The pinned parameters. Raises FitError for a value that is not a number."""
+    values = {}
+    for name, text in pairs(items, "--pin").items():
+        try:
+            values[name] = float(text)
+        except ValueError:
+            raise FitError(f"--pin {name}={text}: {text!r} is not a number") from None
+    return values
 
 
 def ending(name: str, mistakes: tuple[type[Exception], ...], action: Callable[[], None]) -> int:

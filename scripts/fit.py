@@ -25,7 +25,7 @@ from rich.console import Console
 from scaling.artifact import ArtifactError, require_writable, write_draws, write_law
 from scaling.averaging import all_draws
 from scaling.baselines import read_baselines
-from scaling.commandline import Parser, ending, quantity
+from scaling.commandline import Parser, ending, pairs, pinned, quantity
 from scaling.console import show
 from scaling.estimate import LOSSES, FitError
 from scaling.laws import LAWS
@@ -66,29 +66,6 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
     return parser.parse_args(words)
-
-
-def pairs(items: list[str], option: str) -> dict[str, str]:
-    """NAME=VALUE items as a dictionary. Raises FitError."""
-    for item in items:
-        if "=" not in item:
-            raise FitError(f"{option} {item!r}: write NAME=VALUE")
-    names = [item.split("=", 1)[0] for item in items]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise FitError(f"{option} names {twice[0]} twice")
-    return dict(item.split("=", 1) for item in items)
-
-
-def pinned(items: list[str]) -> dict[str, float]:
-    """The pinned parameters. Raises FitError for a value that is not a number."""
-    values = {}
-    for name, text in pairs(items, "--pin").items():
-        try:
-            values[name] = float(text)
-        except ValueError:
-            raise FitError(f"--pin {name}={text}: {text!r} is not a number") from None
-    return values
 
 
 def point(args: argparse.Namespace) -> dict[str, float] | None:

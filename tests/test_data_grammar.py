@@ -11,7 +11,15 @@ import pytest
 from configs.reader import ConfigError, build
 from data.batches import batch, open_corpus, validation_windows
 from data.config import DataConfig, GrammarConfig, LevelConfig
-from data.grammar import STRINGS_PER_BLOCK, Grammar, excess_of_speller, make_grammar, token_blocks, zipf
+from data.grammar import (
+    STRINGS_PER_BLOCK,
+    Grammar,
+    excess_of_speller,
+    exponent_of_speller,
+    make_grammar,
+    token_blocks,
+    zipf,
+)
 from data.prepare import prepare
 from train.config import RunConfig, expand_run
 
@@ -172,6 +180,10 @@ def test_speller_learns_with_the_published_exponents():
     slopes = -np.diff(np.log(excess_of_speller(grammar, ks))) / np.diff(np.log(ks))
     assert np.all((slopes > 0.4) & (slopes < 0.6))
     assert np.all(np.diff(slopes) > 0)  # a finite lexicon is used up
+    halfway = np.sqrt(np.prod(excess_of_speller(grammar, np.array([100.0, 101.0]))))
+    slope = -np.diff(np.log(excess_of_speller(grammar, np.array([100.0, 101.0])))) / math.log(1.01)
+    assert exponent_of_speller(grammar, np.array([halfway])) == pytest.approx(slope, rel=0.01)
+    assert np.isnan(exponent_of_speller(grammar, np.array([3.0]))).all()  # more than a speller of one word misses
     with pytest.raises(ValueError, match="lexicon"):
         excess_of_speller(make_grammar(HIERARCHY, vocab_size=7), known)
 

@@ -2,12 +2,16 @@
 
 import io
 import json
+import runpy
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from rich.console import Console
 from scaling_tables import TRUTH, grid, table
 
+from data.config import GrammarConfig
+from data.grammar import excess_of_speller, make_grammar
 from scaling.console import show
 from scaling.laws import LAWS
 from scaling.report import write_report
@@ -50,6 +54,28 @@ def test_the_verdict_follows_the_interval(tmp_path):
 def test_without_a_known_truth_nothing_is_said():
     assert verdict(known(None).law) is None
     assert verdict(known(1.69, E=1.69).law) is None  # pinned: nothing was estimated
+
+
+def test_exponents_stand_beside_those_of_the_lexicon(tmp_path, capsys):
+    language = make_grammar(GrammarConfig(), 64)
+    known = np.array([100.0, 200.0, 400.0])
+    rows = [
+        f"{10 * k},{D},{language.entropy_rate + x},{language.entropy_rate}"
+        for D in (10**6, 2 * 10**6)
+        for k, x in zip(known, excess_of_speller(language, known), strict=True)
+    ]
+    (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss,entropy_rate", *rows]))
+    main = runpy.run_path(str(ROOT / "scripts/known_entropy.py"), run_name="tested")["main"]
+    source, sweep = str(tmp_path / "runs.csv"), str(ROOT / "configs/sweeps/known_entropy.yaml")
+    assert main([source, "--config", sweep, "--out", str(tmp_path / "known.png")]) == 0
+    printed = capsys.readouterr().out
+    # Spellers of N/10 words have the exponents of a speller; more tokens do not help them.
+    assert "mean exponent in N: measured 0.44, predicted 0.44" in printed
+    assert "mean exponent in D: measured 0.00" in printed
+    assert (tmp_path / "known.png").stat().st_size > 10_000
+    (tmp_path / "runs.csv").write_text("\n".join(["N,D,loss,entropy_rate", "1,1,1.5,1.6"]))
+    assert main([source, "--config", sweep]) == 2
+    assert "its entropy rate is 1.6" in capsys.readouterr().err
 
 
 def test_records_and_tables_carry_the_rate(tmp_path):
