@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scaling_tables import table
+from scaling_tables import TABLES, table
 
 from scaling import designs
 from scaling.designs import Outcome, cheapest, compare, split, trunk_flops
-from scaling.estimate import FitError
+from scaling.estimate import FitError, fit
 from scaling.laws import LAWS
-from scaling.table import Table
+from scaling.table import Table, read_table
+from scaling.uncertainty import bootstrap
 
 ROOT = Path(__file__).parent.parent
 LAW = {"E": 1.7, "A": 25.0, "B": 100.0, "alpha": 0.5, "beta": 0.5}
@@ -119,3 +120,26 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     assert (tmp_path / "out" / "designs.png").read_bytes().startswith(b"\x89PNG")
     assert main([str(tmp_path / "runs.csv"), "--reach=1"]) == 2
     assert "--reach must be above 1" in capsys.readouterr().err
+
+
+def test_the_headline_repeats():
+    """The designs of docs/known-entropy.md, from its table of 33 runs."""
+    rows = read_table(TABLES / "known_entropy.csv")
+    pool, targets = split(rows)
+    assert (len(pool), len(targets)) == (31, 2)
+    found = {o.name: o for o in compare(rows, draws=200)}
+    best = cheapest(list(found.values()))
+    assert best is not None
+    assert best.name == "next best runs"
+    assert 0.13 < best.flops / targets.columns["C"].max() < 0.16
+    assert found["factorial"].error == pytest.approx(0.0111, abs=2e-4)
+    assert found["factorial"].covered
+    assert found["3 x 3 corners"].error == pytest.approx(0.0059, abs=2e-4)
+    assert found["frontier, L(C) alone"].error > 0.06
+    true = rows.columns["entropy_rate"][0]
+    known = {o.name: o for o in compare(rows, {"E": true}, draws=200)}
+    assert all(known[name].error < 0.004 for name in ("factorial", "fixed ratio", "3 x 3 corners", "single variable"))
+    fitted = fit(LAWS["chinchilla"], rows)
+    low, high = bootstrap(fitted, rows.run, draws=500).intervals()["E"]
+    assert fitted.params["E"] == pytest.approx(1.756, abs=1e-3)
+    assert low < true < high < low + 0.1
