@@ -133,7 +133,6 @@ def test_the_headline_repeats():
     assert best.name == "next best runs"
     assert 0.13 < best.flops / targets.columns["C"].max() < 0.16
     assert found["factorial"].error == pytest.approx(0.0111, abs=2e-4)
-    assert found["factorial"].covered
     assert found["3 x 3 corners"].error == pytest.approx(0.0059, abs=2e-4)
     assert found["frontier, L(C) alone"].error > 0.06
     true = rows.columns["entropy_rate"][0]
