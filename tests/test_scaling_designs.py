@@ -57,8 +57,8 @@ def test_each_design_takes_its_runs():
     assert sizes.min() >= 2
     assert designs.factorial(pool, 1 / 16).sum() == (pool.columns["C"] <= pool.columns["C"].max() / 16).sum()
     bought = designs.next_best(pool, {"N": 64e3, "D": 2.4e7}, LAWS["chinchilla"], {})
-    assert bought[designs.factorial(pool, 1 / 16)].all()
-    assert bought.sum() > designs.factorial(pool, 1 / 16).sum()
+    assert bought[np.argsort(pool.columns["C"], kind="stable")[:6]].all()  # five coefficients take six runs
+    assert bought.sum() > 6
     assert pool.columns["C"][bought].sum() <= pool.columns["C"].sum() / 4
 
 
