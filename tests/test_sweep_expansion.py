@@ -179,6 +179,7 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
         ("points: [{devices_per_run: two}]", [], "devices_per_run: 'two' is not a whole number above 0"),
         ("retries: -1", [], "retries: -1 must not be negative"),
         ("lr: {reference: 1}", [], "lr.d_model: is required and missing"),
+        ("lr: {reference: 1.0, d_model: 8, power: 999.0}", [], "lr.power: 999 must be between -10 and 10"),
         ("", ["--base=absent.yaml"], "absent.yaml: cannot be read: no such file"),
         ("", ["--optimizer=3"], "optimizer: 3 is not a mapping"),
         ("", ["--wandb=3"], "wandb: 3 is not a mapping"),

@@ -78,6 +78,8 @@ class LrRule:
         for key in ("reference", "d_model"):
             if getattr(self, key) <= 0:
                 yield key, f"{getattr(self, key)} must be above 0"
+        if abs(self.power) > 10:
+            yield "power", f"{self.power:g} must be between -10 and 10"
 
     def at(self, d_model: int) -> float:
         """Return the rate at a width, to six digits, so that it prints as it is used."""
