@@ -59,7 +59,7 @@ def test_only_matrices_decay() -> None:
         "blocks.0.mlp.up.bias": torch.nn.Parameter(torch.zeros(2)),
         "readout.weight": torch.nn.Parameter(torch.zeros(4, 2)),
     }
-    keep, decay = parameter_groups(named.items(), OptimizerConfig(lr=0.1, weight_decay=0.1), load_run(TINY).model)
+    decay, keep = parameter_groups(named.items(), OptimizerConfig(lr=0.1, weight_decay=0.1), load_run(TINY).model)
     assert decay["weight_decay"] == 0.1
     assert [id(p) for p in decay["params"]] == [id(named["blocks.0.mlp.up.weight"]), id(named["readout.weight"])]
     assert keep["weight_decay"] == 0.0

@@ -31,7 +31,7 @@ def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model
             "eps": config.eps * eps,
             "weight_decay": config.weight_decay * decay,
         }
-        for (lr, eps, decay), members in alike.items()
+        for (lr, eps, decay), members in sorted(alike.items(), key=lambda item: -item[0][2])  # what decays first
     ]
     # DeepSpeed adds the gradient norms of a pipeline's stages group by group: it would wait for ever for a group that
     # one stage lacks. So that all have as many, a stage without some kind of parameter splits the group of another.
