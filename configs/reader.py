@@ -7,7 +7,7 @@ A configuration class lives beside its owner (`model/config.py`, `data/config.py
 - `--a.b=c` overrides,
 - types checked strictly, unknown keys refused with the nearest valid one,
 - a `problems()` method on any configuration class for combinations that cannot work,
-- YAML without its surprises: `1e-4` is a number, `no` is a word, a key given twice is an error.
+- YAML without its surprises: `1e-4` is a number and `1e3` a whole one, `no` is a word, a key given twice is an error.
 """
 
 import dataclasses
@@ -58,6 +58,9 @@ def config(cls: type[T]) -> type[T]:
 # ---------------------------------------------------------------------------------------------- YAML
 
 
+_EXACT = 2**53  # below it, a float tells neighbouring whole numbers apart
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 scalars (true/false only, `1e-4` a float, no sexagesimals) and no key twice."""
 
@@ -94,11 +97,12 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(str(loader.construct_scalar(node)).replace("_", ""))
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float:
+def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float | int:
     value = float(str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
         raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
-    return value
+    # Integer keys refuse floats, float keys take integers: 1e3 must suit both.
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
@@ -208,7 +212,11 @@ def parse_overrides(arguments: list[str]) -> Tree:
                 Problem("command line", argument, "is not understood; overrides look like --train.steps=100")
             )
             continue
-        node: Any = parse_yaml(match[2], f"command line: {argument}")
+        try:
+            node: Any = parse_yaml(match[2], f"command line: {argument}")
+        except ConfigError as error:
+            problems += error.problems
+            continue
         for key in reversed(match[1].split(".")):
             node = {key.replace("-", "_"): node}
         tree = merge(tree, node)
@@ -307,8 +315,11 @@ def _explain(cls: type, detail: Any) -> str:
         return "unknown key; " + (f"did you mean '{near[0]}'?" if near else f"valid keys: {', '.join(names)}")
     if kind == "literal_error":
         words = [a or b for a, b in re.findall(r"'([^']*)'|(-?\d+)", detail["ctx"]["expected"])]
-        near = difflib.get_close_matches(str(value), words, n=1, cutoff=0.3) or words[:1]
-        return f"{shown} is not one of {', '.join(words)}; nearest is '{near[0]}'"
+        if isinstance(value, int | float) and all(re.fullmatch(r"-?\d+", word) for word in words):
+            nearest = min(words, key=lambda word: abs(int(word) - value))
+        else:
+            nearest = f"'{(difflib.get_close_matches(str(value), words, n=1, cutoff=0.3) or words)[0]}'"
+        return f"{shown} is not one of {', '.join(words)}; nearest is {nearest}"
     if kind == "missing_argument" or kind == "missing":
         return "is required and missing"
     expected = {

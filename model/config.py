@@ -96,9 +96,11 @@ def expand_model(tree: dict[str, Any]) -> dict[str, Any]:
         ConfigError: for an unknown size.
     """
     tree = expand_size(tree)
-    style = tree.get("style", "gpt2")
-    tree = (_STYLES.get(style, {}) if isinstance(style, str) else {}) | tree
-    if isinstance(d_model := tree.get("d_model"), int) and "d_ff" not in tree:
+    # A wrong style or width is refused by itself; what is derived from it must not add to the list of problems.
+    style, d_model = tree.get("style"), tree.get("d_model")
+    tree = _STYLES[style if isinstance(style, str) and style in _STYLES else "gpt2"] | tree
+    if "d_ff" not in tree:
+        width = max(1, d_model) if isinstance(d_model, int) else 1
         # 8/3 keeps the parameter count of SwiGLU's three matrices at that of GELU's two.
-        tree["d_ff"] = 4 * d_model if tree.get("mlp") == "gelu" else -(-8 * d_model // 24) * 8
+        tree["d_ff"] = 4 * width if tree["mlp"] == "gelu" else -(-8 * width // 24) * 8
     return tree

@@ -21,6 +21,7 @@ TINY = ROOT / "configs/runs/tiny.yaml"
 class Inner:
     width: int = 8
     kind: Literal["cosine", "constant"] = "cosine"
+    stage: Literal[0, 1, 2, 3] = 0
 
 
 @config
@@ -56,6 +57,8 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
         ("rate: 1e-4", Outer(rate=1e-4)),
         ("rate: 3", Outer(rate=3.0)),
         ("seed: 1_000", Outer(seed=1000)),
+        ("seed: 1e3", Outer(seed=1000)),
+        ("rate: 1e300", Outer(rate=1e300)),
         ("maybe: null", Outer()),
         ("many: [1, 2]", Outer(many=(1, 2))),
     ],
@@ -71,6 +74,8 @@ def test_values(tmp_path: Path, text: str, expected: Outer) -> None:
         ("seed: 12:30", '"12:30" is not a whole number'),
         ("seed: 1.5", "1.5 is not a whole number"),
         ("seed: true", "true is not a whole number"),
+        ("inner: {stage: 4}", "4 is not one of 0, 1, 2, 3; nearest is 3"),
+        ("inner: {stage: -1}", "nearest is 0"),
         ("rate: .nan", "line 1: .nan is not a finite number"),
         ("seed: 1\nseed: 2", "line 2: the key 'seed' is given twice"),
         ("- 1", "holds no keys"),
@@ -109,6 +114,8 @@ def test_overrides_win_and_are_blamed(tmp_path: Path) -> None:
         read(tmp_path, "seed: 1", "--inner.width=wide")
     with pytest.raises(ConfigError, match="overrides look like"):
         parse_overrides(["seed", "2"])
+    with pytest.raises(ConfigError, match=r"seed=\.inf: line 1: \.inf is not a finite number\n.*rate=\.nan"):
+        read(tmp_path, "seed: 1", "--seed=.inf", "--rate=.nan")
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=8))
@@ -212,3 +219,17 @@ def test_tokens_on_the_command_line_displace_steps_in_the_file() -> None:
 def test_a_sweep_is_not_a_run() -> None:
     with pytest.raises(ConfigError, match=r"axes: is a key of a sweep; scripts/sweep\.py runs it"):
         load_run(ROOT / "configs/sweeps/quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["--model.style=modrn"], ["model.style: \"modrn\" is not one of gpt2, modern; nearest is 'modern'"]),
+        (["--model.d_model=-32"], ["model.d_model: -32 must be at least 1"]),
+        (["--model.d_model=wide"], ['model.d_model: "wide" is not a whole number']),
+    ],
+)
+def test_what_is_derived_from_a_wrong_value_adds_no_problem(overrides: list[str], told: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_run(TINY, overrides)
+    assert str(caught.value).splitlines() == [f"command line: {line}" for line in told]

@@ -75,6 +75,7 @@ def test_overrides_narrow_an_axis_and_otherwise_hold_for_all_runs(tmp_path):
     assert {run.config.precision for run in sweep.runs} == {"bf16"}
     assert {run.config.wandb.group for run in sweep.runs} == {"other"}
     assert len(sweep_of(tmp_path, text, "--axes.seed=[4,5,6]", "--axes.model.size=[tiny-25k]").runs) == 6
+    assert names(sweep_of(tmp_path, text, "--axes=null")) == ["tiny-25k-12.8ktok"]
     # A budget in steps replaces the axis of tokens.
     assert [run.config.steps for run in sweep_of(tmp_path, text, "--train.steps=3").runs] == [3] * 4
 
@@ -161,14 +162,16 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
     [
         ("axes: {modle.size: [tiny-1k]}", [], "sweep.yaml: modle: unknown key; did you mean 'model'?"),
         ("axes: {seed: 3}", [], "axes.seed: 3 is not a list of values; write [3]"),
-        ("axes: {seed: []}", [], "axes.seed: [] is not a list of values"),
+        ("axes: {seed: []}", [], "axes.seed: is an empty list"),
+        ("", ["--axes.seed=null"], "command line: axes.seed: null is not a list of values; write one"),
+        ("points: [{seed: 3}]", ["--axes.seed=[1, 1]"], "command line: axes.seed: 1 is given twice"),
         ("axes: {seed: [1], seed: [2]}", [], "the key 'seed' is given twice"),
         ("axes: {train.steps: [1], train: {steps: [2]}}", [], "axes.train.steps: is given twice"),
         ("run: {train.steps: 1, train: {steps: 2}}", [], "run.train.steps: is given twice, dotted and nested"),
         ("axes: [1]", [], "axes: must be a mapping"),
         ("points: [3]", [], "points.0: 3 is not a mapping"),
         ("axis: {seed: [1]}", [], "axis: unknown key; did you mean 'axes'?"),
-        ("axes: {seed: [1, 1]}", [], "2 runs would be named 'tiny-25k-12.8ktok-seed1'"),
+        ("points: [{seed: 1}, {seed: 1}]", [], "points: 2 runs would be named 'tiny-25k-12.8ktok-seed1'"),
         ("points: [{name: ../x}]", [], "name: '../x' is not a safe name"),
         ("points: [{name: 3}]", [], "name: 3 is not text"),
         ("axes: {seed: [1]}", ["--name=../x"], "command line: name: '../x' is not a safe name"),
@@ -185,6 +188,8 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
         ("", ["--wandb=3"], "wandb: 3 is not a mapping"),
         ("run: {train: {tokens: 5, steps: 5}}", [], "give exactly one of train.steps and train.tokens"),
         ("run: {tokens_per_parameter: 5, flops: 5}", [], "flops: is given beside tokens_per_parameter"),
+        ("points: [{flops: 1e9, train.tokens: 5}]", [], "train.tokens: is given beside flops; leave one out"),
+        ("grids: [{tokens_per_parameter: [5], train.steps: [5]}]", [], "train.steps: is given beside tokens_per_par"),
         ("remote: slurm", [], "remote: slurm needs a hostfile"),
         ("launcher_args: [--launcher, slurm]", [], "nearest is 'remote: slurm'"),
     ],

@@ -214,7 +214,8 @@ def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
     origin |= dict.fromkeys(_paths(for_sweep), "command line")
     found: list[Problem] = []
     axes = _read_axes(tree.pop("axes", None) or {}, origin, found)
-    axes |= _read_axes(for_sweep.pop("axes", {}), origin, found)
+    over = for_sweep.pop("axes", {})
+    axes = {} if over is None else axes | _read_axes(over, origin, found)
     tree = merge(tree, for_sweep) | {"axes": _narrow(axes, for_runs)}
     if isinstance(grids := tree.get("grids"), list):
         tree["grids"] = [_narrow(_read_axes(g, origin, found, f"grids.{i}"), for_runs) for i, g in enumerate(grids)]
@@ -256,8 +257,14 @@ def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem], where
     axes: dict[str, list[Any]] = {}
     for key, values in _items(tree):
         source = origin.get(f"{where}.{key}", section)
-        if not isinstance(values, list) or not values:
+        if values is None:
+            found.append(Problem(source, f"{where}.{key}", "null is not a list of values; write one, such as [1, 2]"))
+        elif not isinstance(values, list):
             found.append(Problem(source, f"{where}.{key}", f"{values!r} is not a list of values; write [{values}]"))
+        elif not values:
+            found.append(Problem(source, f"{where}.{key}", "is an empty list; give it at least one value"))
+        elif repeated := [value for i, value in enumerate(values) if value in values[:i]]:
+            found.append(Problem(source, f"{where}.{key}", f"{repeated[0]!r} is given twice; drop one"))
         elif key in axes:
             found.append(Problem(source, f"{where}.{key}", "is given twice"))
         else:
@@ -351,7 +358,8 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
             message = (
                 f"{count} runs would be named '{name}'; drop the repeated ones, or give points of their own a name"
             )
-            problems[Problem(source, "points" if sweep.points else "axes", message)] = []
+            key = "points" if sweep.points else "axes"
+            problems[Problem(origin.get(key, source), key, message)] = []
     if problems:
         raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
     if sweep.trunk:
@@ -410,8 +418,9 @@ def _fill_in(tree: Tree, sweep: SweepConfig, keeps_lr: bool) -> Tree:
 
 def _derived_tokens(budget: Mapping[str, Any], tree: Tree) -> int:
     """Return the training tokens D that a ratio to N, or a number of FLOPs, comes to."""
-    if len(budget) > 1:
-        raise ConfigError([Problem("", "flops", "is given beside tokens_per_parameter; leave one out")])
+    stated = [*budget, *(f"train.{key}" for key in ("tokens", "steps") if tree["train"].get(key) is not None)]
+    if len(stated) > 1:
+        raise ConfigError([Problem("", stated[-1], f"is given beside {stated[0]}; leave one out")])
     ((key, value),) = budget.items()
     if not isinstance(value, int | float) or isinstance(value, bool) or value <= 0:
         raise ConfigError([Problem("", key, f"{value!r} is not a number above 0")])
