@@ -68,6 +68,10 @@ class GrammarConfig:
             yield "seed", f"{self.seed} must not be negative"
 
 
+# The keys of `data` that a generated language reads.
+_READ_BY_GRAMMAR = ("source", "grammar", "vocab_size", "shard_tokens", "directory", "mixture")
+
+
 @config
 class TextConfig:
     """Where text comes from and which of it is taken."""
@@ -222,6 +226,9 @@ class DataConfig(TextConfig):
         yield from super().problems()
         yield from self._mixture_problems()
         if self.source == "grammar":
+            for key in (f.name for f in fields(DataConfig) if f.name not in _READ_BY_GRAMMAR):
+                if getattr(self, key) != getattr(DataConfig(), key):
+                    yield key, "does not apply to source: grammar; leave it out"
             yield from self._grammar_problems()
         if self.source != "grammar" and self.vocab_size < BYTE_VOCABULARY:
             yield (
@@ -245,6 +252,8 @@ class DataConfig(TextConfig):
         for name, component in self.mixture.items():
             if not re.fullmatch(r"[A-Za-z]\w*", name):
                 yield f"mixture.{name}", "is not a name; use letters, digits and '_', starting with a letter"
+            if component.source == "grammar":
+                yield f"mixture.{name}.source", "grammar makes tokens, not text, and cannot be mixed; take a text"
             for key, message in component.problems():
                 yield f"mixture.{name}.{key}", message
             if component.weight is not None and not 0 <= component.weight <= 1:

@@ -68,6 +68,11 @@ class ModelConfig:
         for key in _POSITIVE:
             if getattr(self, key) < 1:
                 yield key, f"{getattr(self, key)} must be at least 1"
+        for key in ("rope_theta", "norm_eps"):
+            if getattr(self, key) <= 0:
+                yield key, f"{getattr(self, key)} must be above 0"
+        if self.base_d_head > self.base_d_model:
+            yield "base_d_head", f"{self.base_d_head} is wider than base_d_model={self.base_d_model}"
         if self.d_model < 1 or self.n_head < 1:
             return
         if self.d_model % self.n_head:

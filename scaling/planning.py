@@ -178,10 +178,8 @@ def design(
         raise PlanError(f"the law {declared.name} predicts {declared.response}, which this design does not handle")
     affordable = np.flatnonzero(candidates.flops <= budget)
     if not len(affordable):
-        raise PlanError(
-            f"no run that could be trained costs at most {budget:.3g} FLOPs; the cheapest costs "
-            f"{candidates.flops.min() if len(candidates) else np.nan:.3g}"
-        )
+        cheapest = f"; the cheapest costs {candidates.flops.min():.3g}" if len(candidates) else ""
+        raise PlanError(f"no run that could be trained costs at most {budget:.3g} FLOPs{cheapest}")
     at = {k: np.append(target[k], candidates.columns[k][affordable]) for k in declared.variables}
     K = covariance(declared, draws, at)
     noise = np.full(len(at[declared.variables[0]]), law["residual_sigma"])

@@ -212,3 +212,13 @@ def test_windows_of_parts_of_strings_are_refused():
     }
     with pytest.raises(ConfigError, match=r"train.sequence_length: 64 is no multiple of the 3 tokens .* nearest is 63"):
         build(RunConfig, expand_run(tree), "x.yaml")
+
+
+def test_keys_of_text_are_refused_beside_a_grammar():
+    tree = {"source": "grammar", "vocab_size": 64, "fraction": 0.5, "tokenizer": "x.json"}
+    with pytest.raises(ConfigError) as caught:
+        build(DataConfig, tree, "x.yaml")
+    assert [problem.key for problem in caught.value.problems] == ["fraction", "tokenizer"]
+    mixture = {"words": {"source": "grammar", "weight": 0.5}, "code": {}}
+    with pytest.raises(ConfigError, match=r"mixture.words.source: grammar makes tokens"):
+        build(DataConfig, {"mixture": mixture}, "x.yaml")

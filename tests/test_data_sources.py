@@ -6,6 +6,7 @@ import json
 import lzma
 import os
 
+import datasets
 import pandas as pd
 import pytest
 
@@ -84,7 +85,7 @@ def test_hub_records_the_commit_and_reads_exactly_that(monkeypatch):
 
     def load_dataset(dataset, /, **options):
         asked.update(options, dataset=dataset)
-        return [{"text": "a"}]
+        return datasets.IterableDataset.from_generator(lambda: iter([{"text": "a"}]))
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
     monkeypatch.setattr("data.sources._commit", lambda dataset, revision: f"commit-of-{revision}")

@@ -272,14 +272,14 @@ def test_machines_that_differ_are_named(small_run: Path, tmp_path: Path, monkeyp
     for folder in (shared, other):
         folder.mkdir()
         (folder / "config.yaml").write_text(folder.name)
-    first = {"run": load_run(small_run), "corpus": SimpleNamespace(fingerprint="abc"), "run_dir": shared}
+    first = {"run": load_run(small_run), "mixture": SimpleNamespace(fingerprint="abc"), "run_dir": shared}
     elsewhere = first | {"run": load_run(small_run, ["--data.directory=/scratch/corpora"])}
     assert disagreement(monkeypatch, first, elsewhere) == ["", ""]
 
     told, same = disagreement(monkeypatch, first, first | {"run": load_run(small_run, ["--optimizer.lr=0.02"])})
     assert told == same
     assert "(rank 1): optimizer.lr is 0.02, and 0.01 on" in told
-    told, *_ = disagreement(monkeypatch, first, first, first | {"corpus": SimpleNamespace(fingerprint="abd")})
+    told, *_ = disagreement(monkeypatch, first, first, first | {"mixture": SimpleNamespace(fingerprint="abd")})
     assert "(rank 2): the corpus is abd, and abc on" in told
     told, _ = disagreement(monkeypatch, first, first | {"ds_config": {"zero_optimization": {"stage": 1}}})
     assert "(rank 1): deepspeed.zero_optimization.stage is 1, and None on" in told

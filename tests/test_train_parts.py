@@ -127,6 +127,18 @@ def test_users_ds_json_is_merged_and_its_wandb_block_dropped() -> None:
     assert tree["gradient_accumulation_steps"] == 4
 
 
+def test_slips_in_the_keys_of_a_ds_json_are_named() -> None:
+    run = load_run(TINY)
+    user = {"fp61": {}, "gradient_cliping": 3, "zero_optimization": {"stag": 1}, "dump_state": True, "amp": {}}
+    with pytest.raises(ConfigError) as caught:
+        merge_user_config(run, derive(run, 1), user, "ds.json")
+    assert {problem.key: problem.message for problem in caught.value.problems} == {
+        "fp61": "unknown key; did you mean 'fp16'?",
+        "gradient_cliping": "unknown key; did you mean 'gradient_clipping'?",
+        "zero_optimization.stag": "unknown key; did you mean 'zero_optimization.stage'?",
+    }
+
+
 def test_every_conflict_is_reported_with_both_values() -> None:
     run = load_run(TINY)
     user = {

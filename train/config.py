@@ -346,8 +346,8 @@ class RunConfig:
             )
         if self.log_every < 1:
             yield "log_every", f"{self.log_every} must be at least 1"
-        if self.seed < 0:
-            yield "seed", f"{self.seed} must not be negative"
+        if not 0 <= self.seed < 2**32:
+            yield "seed", f"{self.seed} is not between 0 and 2^32 - 1, which random number generators take"
         if self.train.sequence_length > self.model.context_length:
             message = f"is longer than model.context_length={self.model.context_length}"
             yield (

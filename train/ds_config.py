@@ -1,5 +1,6 @@
 """DeepSpeed's configuration: derived from ours, merged with the user's own ds.json, conflicts refused."""
 
+import difflib
 import json
 from pathlib import Path
 from typing import Any
@@ -123,12 +124,18 @@ def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) ->
         "zero_optimization": {"offload_optimizer": {"device": "none"}} | derived["zero_optimization"],
     }
     problems = []
+    # DeepSpeed ignores keys that it does not know. These are not all of its keys, so only a likely slip is refused.
+    known = {*_REFUSED, *_OUR_KEYS, *derived}
 
     def merged(ours: Tree, theirs: Tree, wanted: Tree, prefix: str) -> Tree:
         result = dict(ours)
         for key, value in theirs.items():
             dotted = prefix + key
-            if dotted in _REFUSED:
+            siblings = {name.removeprefix(prefix).partition(".")[0] for name in known if name.startswith(prefix)}
+            near = difflib.get_close_matches(key, siblings - {key}, n=1, cutoff=0.75)
+            if key not in siblings and near and abs(len(near[0]) - len(key)) <= 2:
+                problems.append(Problem(source, dotted, f"unknown key; did you mean '{prefix}{near[0]}'?"))
+            elif dotted in _REFUSED:
                 problems.append(Problem(source, dotted, f"is not taken; {_REFUSED[dotted]}"))
             elif dotted in _OUR_KEYS and value != "auto" and value != wanted.get(key):
                 owner = _OUR_KEYS[dotted]

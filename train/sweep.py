@@ -496,7 +496,7 @@ def _word(key: str, value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return f"{key}-{str(value).lower()}"
     if isinstance(value, str):
-        return value
+        return Path(value).stem if "/" in value else value
     return f"{key}{value:g}" if isinstance(value, float) else f"{key}{value}"
 
 
