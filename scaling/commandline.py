@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import re
 import sys
@@ -45,7 +46,10 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(joined)
 
     def error(self, message: str) -> NoReturn:
-        """Print one sentence and exit."""
+        """Print one sentence, with the nearest choice where there is one, and exit."""
+        if found := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message):
+            near = difflib.get_close_matches(found[1], re.findall(r"[\w.-]+", found[2]), n=1)
+            message += f"; nearest is '{near[0]}'" if near else ""
         self.exit(MISTAKE, f"{self.prog}: {message} (--help lists the options)\n")
 
 

@@ -1,6 +1,7 @@
 """Run a ladder of training runs: plan it, spread it over the devices of this machine or of a hostfile, resume it."""
 
 import argparse
+import difflib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.reader import ConfigError, dump_yaml
+from configs.reader import ConfigError, Problem, dump_yaml
 from data.config import DataError
 from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS
@@ -51,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     mode.add_argument("--print-config", action="store_true", help="print the sweep's configuration and stop")
     options, overrides = parser.parse_known_args(arguments)
     try:
+        _refuse_misspelled(overrides)
         return _main(options, load_sweep(options.config, overrides))
     except (ConfigError, DataError, OSError) as error:
         print(f"sweep.py: {error}", file=sys.stderr)
@@ -58,6 +60,14 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sweep.py: interrupted before any run was started", file=sys.stderr)
         return 130
+
+
+def _refuse_misspelled(overrides: Sequence[str]) -> None:
+    """Raise ConfigError for a word that is no override and nearly an option."""
+    for word in overrides:
+        near = difflib.get_close_matches(word, ("--dry-run", "--status", "--print-config"), n=1)
+        if near and "=" not in word:
+            raise ConfigError([Problem("command line", word, f"is not understood; did you mean '{near[0]}'?")])
 
 
 def _main(options: argparse.Namespace, sweep: Sweep) -> int:

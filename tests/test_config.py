@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from configs.reader import ConfigError, config, dump_yaml, load, parse_overrides, parse_yaml
 from train.config import RunConfig, batch_problem, load_run
+from train.sweep import load_sweep
 
 TINY = ROOT / "configs/runs/tiny.yaml"
 
@@ -219,6 +220,10 @@ def test_tokens_on_the_command_line_displace_steps_in_the_file() -> None:
 def test_a_sweep_is_not_a_run() -> None:
     with pytest.raises(ConfigError, match=r"axes: is a key of a sweep; scripts/sweep\.py runs it"):
         load_run(ROOT / "configs/sweeps/quickstart.yaml")
+    with pytest.raises(
+        ConfigError, match=r"tiny\.yaml: model: is a key of a run; .*, and a sweep names it as its base$"
+    ):
+        load_sweep(TINY)
 
 
 @pytest.mark.parametrize(

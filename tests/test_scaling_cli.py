@@ -149,7 +149,7 @@ LOSSES = "".join(f"{n},{d},{{}}\n" for n in (1e7, 1e8, 1e9) for d in (1e9, 1e10,
         (HEAD + "1,2,3\n", ["--params", "7B", "--tokens", "1T"], "--sensitivity"),
         (HEAD + "1,2,3\n", ["--delta", "-1"], "delta must be positive"),
         (HEAD + "1,2,3\n", ["--n-definition", "non-embedding"], "N_non_embedding"),
-        (HEAD + "1,2,3\n", ["--law", "hoffmann"], "invalid choice"),
+        (HEAD + "1,2,3\n", ["--law", "chinchila"], "; nearest is 'chinchilla'"),
     ],
 )
 def test_mistakes_end_in_one_sentence(tmp_path, content, options, message):

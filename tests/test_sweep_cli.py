@@ -71,6 +71,7 @@ def test_print_config_shows_every_key(tmp_path):
     ("arguments", "words"),
     [
         (["absent.yaml"], "absent.yaml: cannot be read: no such file"),
+        (["configs/sweeps/quickstart.yaml", "--dryrun"], "--dryrun: is not understood; did you mean '--dry-run'?"),
         (["configs/sweeps/quickstart.yaml", "--train.tockens=5"], "command line: train.tockens: unknown key"),
         (["configs/sweeps/quickstart.yaml", "--device=gpu"], "GPUs are needed, and there are none on this machine"),
         (["configs/sweeps/quickstart.yaml", "extra"], "command line: extra: is not understood"),

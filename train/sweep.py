@@ -9,6 +9,7 @@ import itertools
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
@@ -210,6 +211,10 @@ def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
     """
     path = Path(path)
     tree, origin = read_tree(path)
+    of_a_run = [key for key in ("model", "data", "train") if key in tree]
+    if of_a_run and "base" not in tree:
+        message = "is a key of a run; scripts/pretrain.py trains it, and a sweep names it as its base"
+        raise ConfigError([Problem(origin[of_a_run[0]], of_a_run[0], message)])
     for_sweep, for_runs = _route(parse_overrides(overrides or []))
     origin |= dict.fromkeys(_paths(for_sweep), "command line")
     found: list[Problem] = []
@@ -256,20 +261,22 @@ def _read_axes(tree: Any, origin: Mapping[str, str], found: list[Problem], where
         return {}
     axes: dict[str, list[Any]] = {}
     for key, values in _items(tree):
-        source = origin.get(f"{where}.{key}", section)
-        if values is None:
-            found.append(Problem(source, f"{where}.{key}", "null is not a list of values; write one, such as [1, 2]"))
-        elif not isinstance(values, list):
-            found.append(Problem(source, f"{where}.{key}", f"{values!r} is not a list of values; write [{values}]"))
-        elif not values:
-            found.append(Problem(source, f"{where}.{key}", "is an empty list; give it at least one value"))
-        elif repeated := [value for i, value in enumerate(values) if value in values[:i]]:
-            found.append(Problem(source, f"{where}.{key}", f"{repeated[0]!r} is given twice; drop one"))
-        elif key in axes:
-            found.append(Problem(source, f"{where}.{key}", "is given twice"))
+        if wrong := _wrong_values(values) or ("is given twice" if key in axes else None):
+            found.append(Problem(origin.get(f"{where}.{key}", section), f"{where}.{key}", wrong))
         else:
             axes[key] = values
     return axes
+
+
+def _wrong_values(values: Any) -> str | None:
+    if values is None:
+        return "null is not a list of values; write one, such as [1, 2]"
+    if not isinstance(values, list):
+        return f"{values!r} is not a list of values; write [{values}]"
+    if not values:
+        return "is an empty list; give it at least one value"
+    repeated = [value for i, value in enumerate(values) if value in values[:i]]
+    return f"{repeated[0]!r} is given twice; drop one" if repeated else None
 
 
 def _narrow(axes: dict[str, list[Any]], for_runs: Tree) -> dict[str, list[Any]]:
@@ -350,15 +357,10 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
             label = ", ".join(f"{key}={value}" for key, value in _leaves(chosen).items())
             for problem in error.problems:
                 problems.setdefault(problem, []).append(label)
-    names: dict[str, int] = {}
-    for run in runs:
-        names[run.name] = names.get(run.name, 0) + 1
-    for name, count in names.items():
+    for name, count in Counter(run.name for run in runs).items():
         if count > 1:
-            message = (
-                f"{count} runs would be named '{name}'; drop the repeated ones, or give points of their own a name"
-            )
             key = "points" if sweep.points else "axes"
+            message = f"{count} runs would be named '{name}'; drop all but one, or give points of their own a name"
             problems[Problem(origin.get(key, source), key, message)] = []
     if problems:
         raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
