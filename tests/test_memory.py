@@ -19,9 +19,9 @@ from model.memory import CHUNK_LOGITS, block_activations
 from model.transformer import Block
 from train.memory import blocks_of_stage, stage_memory
 
-# At rest: alignment and Adam's step counters. At the peak: 0.1 % for plain data parallelism, and up to 6 % where a
-# tensor lies on two ranks' partitions (stage 2 keeps it whole on both), on the last stage of a pipeline, and where a
-# reduction still holds its bucket when the next gradients come, which depends on how busy the machine is.
+# At rest: alignment and Adam's step counters. At the peak: 0.1 % for most, up to 4 % where a tensor lies on two ranks'
+# partitions (stage 2 keeps it whole on both) and on the last stage of a pipeline, and in some runs 6 % at stage 2 in
+# bf16, it seems where a reduction still holds its bucket when the next gradients come.
 RESTING, PEAK = 5e-3, 7e-2
 
 
