@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import read_record, read_rows
+from conftest import ROOT, read_record, read_rows
 from test_sweep_scheduler import FAKE, launches
 from test_train_worker import Worker, result
 
@@ -93,6 +93,13 @@ def test_longest_run_of_a_course_is_the_trunk(tmp_path: Path) -> None:
 def test_what_cannot_share_a_course_is_refused(tmp_path: Path, override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         ladder(tmp_path, override)
+
+
+def test_shipped_trunks_cost_what_the_docs_say() -> None:
+    runs = load_sweep(ROOT / "configs/sweeps/trunk.yaml").runs
+    assert len(runs) == 6 * 5
+    assert sum(run.config.branch is not None for run in runs) == 6 * 4
+    assert sum(run.config.flops_spent for run in runs) / sum(run.config.flops for run in runs) < 0.52
 
 
 def test_trunk_runs_first_and_failing_names_its_branches(tmp_path: Path) -> None:
