@@ -19,6 +19,7 @@ from data.config import DataConfig, DataError
 from data.contamination import contamination
 from data.documents import Document, Tally, documents, is_left_out, is_validation, split_position
 from data.duplicates import Duplicates, duplicates_of
+from data.files import sync, sync_directory
 from data.grammar import make_grammar, token_blocks
 from data.progress import Progress
 from data.shards import (
@@ -30,8 +31,6 @@ from data.shards import (
     SplitWriter,
     TokenizerEntry,
     read_manifest,
-    sync,
-    sync_directory,
     token_stream,
     write_file,
     write_manifest,

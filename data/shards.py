@@ -23,6 +23,7 @@ import numpy as np
 
 from configs.reader import ConfigError, build, config
 from data.config import DataError
+from data.files import sync
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -189,21 +190,6 @@ def _line(error: BaseException) -> str:
 
 
 # ------------------------------------------------------------------------------------------- writing
-
-
-def sync(file: Any) -> None:
-    """Flush a file to disk."""
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_file(path: Path, content: bytes) -> FileEntry:

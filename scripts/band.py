@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.reader import ConfigError
+from configs.run_record import complete_record
+from data.files import write_json
 from model.counts import count_parameters
 from scaling.bands import Band, band
 from scaling.commandline import Parser, ending
 from scaling.estimate import FitError
 from scaling.traces import Curve, read_curves
 from train.config import RunConfig, load_run
-from train.files import write_json
 from train.monitor import BAND
-from train.runstate import complete_record
 
 Rung = tuple[RunConfig, Curve]
 

@@ -20,20 +20,20 @@ from rich.table import Table
 
 from configs.reader import ConfigError
 from data.config import DataConfig, DataError
+from data.files import write_json
 from data.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.bands import Band, band
 from scaling.laws import Array
 from scaling.traces import Curve
 from train.batches import training_batches
-from train.config import RunConfig, load_run
+from train.config import RunConfig, SpikeConfig, load_run
 from train.ds_config import derive
 from train.engine import MicroBatch, build_engine, gradient_norm, release, train_step
-from train.files import write_json
 from train.fragments import without_gradient
 from train.monitor import BAND, Monitor
 from train.schedule import lr_multiplier
-from train.spikes import Kind, SpikeConfig, SpikeState, judge
+from train.spikes import Kind, SpikeState, judge
 from train.topology import Topology, connect, disconnect, launched_topology
 
 RUN = Path(__file__).resolve().parent.parent / "configs" / "runs" / "tiny.yaml"

@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Grid
 
+from train.config import SpikeConfig
 from train.metrics import read_metrics
-from train.spikes import Kind, SpikeConfig, SpikeState, judge
+from train.spikes import Kind, SpikeState, judge
 
 Array = NDArray[np.float64]
 TUNING_SEEDS, TEST_SEEDS = 0, 20_000

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from configs.reader import ConfigError
+from configs.run_record import complete_record
 from train.corpora import prepare_corpora
 from train.metrics import read_metrics
 from train.plan import make_plan
 from train.record import device_name
-from train.runstate import complete_record
 from train.scheduler import run_sweep
 from train.slots import find_devices, require_devices
-from train.sweep import Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Sweep
 
 EPILOG = """\
 example:

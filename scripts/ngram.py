@@ -16,11 +16,11 @@ from rich.table import Table
 from configs.reader import ConfigError
 from data.batches import validation_windows
 from data.config import DataError
+from data.files import write_json
 from data.mixture import open_mixture
 from data.ngram import ORDER, Baseline, baselines
 from data.shards import Corpus, open_corpus
 from train.config import EvaluateConfig, load_run
-from train.files import write_json
 
 EPILOG = """\
 Losses are in nats per token; bits per byte compare across tokenizers.

@@ -28,11 +28,12 @@ from typing import Any
 import psutil
 
 from configs.reader import ConfigError
-from train.files import write_json
+from configs.run_record import complete_record
+from data.files import write_json
 from train.manifest import damage, newest_first, read_manifest, step_of
 from train.processes import processes_of
-from train.runstate import complete_record
-from train.sweep import Run, Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Run, Sweep
 
 EPILOG = """\
 examples:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.reader import ConfigError, Problem, dump_yaml
+from configs.run_record import complete_record
 from data.config import DataError
 from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS
@@ -19,11 +20,12 @@ from scaling.stopping import Rule, judge, reasons
 from scaling.table import TableError, read_table
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
-from train.runstate import checkpoint_step, complete_record, read_states
+from train.runstate import checkpoint_step, read_states
 from train.scheduler import end_of_log, run_sweep
 from train.slots import as_if, find_devices, require_devices
 from train.stored import require_unchanged
-from train.sweep import Run, Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Run, Sweep
 
 EPILOG = """\
 examples:
@@ -81,7 +83,7 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
     devices = find_devices(sweep.config)
     if not options.dry_run:
         require_devices(sweep, devices)
-    require_unchanged(sweep.runs)
+    require_unchanged([(run.config, run.directory) for run in sweep.runs])
     plan = make_plan(sweep, planned_for := as_if(devices, sweep))
     words = {name: state.state for name, state in states.items()}
     show_table(plan_table(plan, words))

@@ -18,11 +18,11 @@ import pytest
 from conftest import ROOT, free_port, read_record, read_rows, run_ranks
 
 from configs.reader import ConfigError
-from train import agreement, slurm
+from train import agreement, slurm, srun
 from train.config import load_run
 from train.processes import MARK, stop
 from train.slots import Devices, Slot, find_devices
-from train.sweep import SweepConfig
+from train.sweep_config import SweepConfig
 from train.topology import Topology
 
 FP32 = 1e-5  # as in test_train_topology.py
@@ -143,11 +143,11 @@ def test_what_srun_tells_a_rank() -> None:
 
 def test_a_run_of_a_sweep_is_a_step() -> None:
     devices = Devices("gpu", {"a": (0, 1, 2), "b": (0, 1, 2)}, remote="slurm")
-    command = slurm.step_command(Slot((("a", (1, 2)),)), 20_004, devices, ["--label"], ["python", "x"])
+    command = srun.step_command(Slot((("a", (1, 2)),)), 20_004, devices, ["--label"], ["python", "x"])
     assert command[:5] == ["srun", "--nodes=1", "--ntasks=2", "--ntasks-per-node=2", "--nodelist=a"]
     variables = ["env", "--unset=MASTER_ADDR", "MASTER_PORT=20004", "CUDA_VISIBLE_DEVICES=1,2"]
     assert command[-7:] == ["--label", *variables, "python", "x"]
-    whole = slurm.step_command(Slot((("a", (0, 1, 2)), ("b", (0, 1, 2)))), 1, devices, [], [])
+    whole = srun.step_command(Slot((("a", (0, 1, 2)), ("b", (0, 1, 2)))), 1, devices, [], [])
     assert whole[1:5] == ["--nodes=2", "--ntasks=6", "--ntasks-per-node=3", "--nodelist=a,b"]
 
 
@@ -285,7 +285,7 @@ def test_machines_that_differ_are_named(small_run: Path, tmp_path: Path, monkeyp
     assert "(rank 1): deepspeed.zero_optimization.stage is 1, and None on" in told
     told, _ = disagreement(monkeypatch, first, first | {"run_dir": other})
     assert f"(rank 1): {other} is not the directory {shared} of" in told
-    monkeypatch.setattr(agreement, "_code_hash", lambda: threading.current_thread().name)
+    monkeypatch.setattr(agreement, "code_hash", lambda: threading.current_thread().name)
     told, _ = disagreement(monkeypatch, first, first)
     assert "(rank 1): the code is" in told
 

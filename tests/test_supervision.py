@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
 
-from train.files import only_process, require_writable
+from data.files import only_process, require_writable
 from train.jit_locks import clear_stale_locks
 from train.runstate import checkpoint_step
 from train.status import MEANING, Status

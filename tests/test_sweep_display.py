@@ -12,7 +12,8 @@ from train.display import Progress, result_table, seconds_left, show_table, stat
 from train.plan import Plan, duration
 from train.runstate import RunState, last_row, read_state
 from train.slots import Devices
-from train.sweep import Run, Sweep, SweepConfig
+from train.sweep_config import SweepConfig
+from train.sweep_run import Run, Sweep
 
 TINY = Path(__file__).parent.parent / "configs" / "runs" / "tiny.yaml"
 ROW = {"step": 100, "loss": 3.25, "tokens_per_second": 2048.0}

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from configs.reader import ConfigError, dump_yaml
 from model.counts import count_parameters
-from train.sweep import Sweep, load_sweep, short_count
+from train.sweep import load_sweep, short_count
+from train.sweep_run import Sweep
 
 BASE = """\
 name: base

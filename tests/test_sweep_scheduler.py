@@ -24,7 +24,8 @@ from train.processes import MARK, processes_of, start_guard, stop
 from train.runstate import read_states
 from train.scheduler import Command, Outcome, run_sweep
 from train.slots import Devices, Slot
-from train.sweep import Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Sweep
 
 FAKE = Path(__file__).with_name("fake_trainer.py")
 BASE = """\

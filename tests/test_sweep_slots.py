@@ -12,7 +12,9 @@ from train.launcher import launch_arguments, launch_environment
 from train.plan import Plan, make_plan
 from train.processes import MARK
 from train.slots import Devices, Pool, Slot, available_cores, find_devices, read_hostfile, require_devices
-from train.sweep import Run, Sweep, SweepConfig, load_sweep
+from train.sweep import load_sweep
+from train.sweep_config import SweepConfig
+from train.sweep_run import Run, Sweep
 
 TINY = Path(__file__).parent.parent / "configs" / "runs" / "tiny.yaml"
 TWO_HOSTS = {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)}

@@ -15,9 +15,9 @@ import torch
 from conftest import ROOT
 
 from configs.reader import ConfigError
+from data.files import only_process, write_json
 from train.config import OptimizerConfig, ScheduleConfig, WandbConfig, load_run
 from train.ds_config import derive, merge_user_config, read_user_config
-from train.files import only_process, write_json
 from train.metrics import MetricsLog, read_metrics
 from train.optimizer import ClippingAdamW, parameter_groups
 from train.schedule import lr_multiplier

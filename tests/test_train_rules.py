@@ -7,7 +7,8 @@ import pytest
 from configs.reader import ConfigError
 from train.plan import make_plan, plan_summary
 from train.slots import find_devices
-from train.sweep import Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Sweep
 
 BASE = """
 model: {size: gpt2, style: modern, context_length: 2048}

@@ -10,9 +10,9 @@ from conftest import ROOT
 
 from configs.reader import ConfigError, build
 from scripts.bench_spikes import TEST_SEEDS, curves_of, ours, score
-from train.config import load_run
+from train.config import SpikeConfig, load_run
 from train.guard import Course, SpikeGuard
-from train.spikes import Kind, SpikeConfig, SpikeState, Verdict, after_rollback, judge
+from train.spikes import Kind, SpikeState, Verdict, after_rollback, judge
 
 CONFIG = SpikeConfig()
 

@@ -21,7 +21,8 @@ from train.schedule import lr_multiplier
 from train.scheduler import Outcome, run_sweep
 from train.slots import Devices, Slot
 from train.stored import require_same_course, store_config
-from train.sweep import Sweep, load_sweep
+from train.sweep import load_sweep
+from train.sweep_run import Sweep
 from train.trunk import start_of
 
 WSD = ["--schedule.kind=wsd", "--schedule.warmup_steps=3", "--schedule.cooldown=0.25"]
@@ -147,7 +148,7 @@ def test_another_run_is_no_trunk(tmp_path: Path) -> None:
     short, _, trunk = sweep.runs
     with pytest.raises(ConfigError, match="there is no run to branch off from"):
         require_same_course(short.config, short.directory)
-    store_config(trunk)
+    store_config(trunk.config, trunk.directory)
     require_same_course(short.config, short.directory)
     for other, said in [
         (replace(short.config, seed=1), "seed: is 1 here, and 0 in the run that branch.run names"),

@@ -12,7 +12,6 @@ from train.handover import Job, hand_over, jobs_done, report_done
 from train.runstate import checkpoint_step, last_row
 from train.status import Status
 from train.stored import store_config
-from train.sweep import Run
 
 SMALL = ["--train.steps=12", "--evaluate.every=5"]
 WIDE = [*SMALL, "--model.d_model=32", "--train.sequence_length=16", "--seed=1"]
@@ -31,7 +30,7 @@ class Worker:
     def hand_over(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
         """Hand over the next run, and wait until it is done or the worker has ended."""
         if run_dir is not None:
-            store_config(Run(load_run(self.config, list(overrides)), self.processes, run_dir))
+            store_config(load_run(self.config, list(overrides)), run_dir)
         self.handed += 1
         hand_over(self.directory, Job(self.handed, run_dir))
         while wait and jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:

@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 from configs.reader import dump_yaml
+from data.files import require_writable
 from train.config import load_run
-from train.files import require_writable
 from train.status import MEANING, exit_status
 from train.watchdog import watch_launcher
 

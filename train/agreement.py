@@ -16,9 +16,9 @@ import deepspeed
 import torch
 import torch.distributed
 
+from configs.keys import flatten
 from data.mixture import Mixture
 from train.config import RunConfig
-from train.stored import leaves
 from train.topology import Topology
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -67,10 +67,10 @@ def require_agreement(
     if topology.world_size == 1:
         return
     mine = {
-        **leaves(dataclasses.asdict(run)),
-        **leaves(ds_config, "deepspeed."),
+        **flatten(dataclasses.asdict(run)),
+        **flatten(ds_config, "deepspeed."),
         "the corpus": mixture.fingerprint,
-        "the code": _code_hash(),
+        "the code": code_hash(),
         "torch": torch.__version__,
         "DeepSpeed": deepspeed.__version__,
     }
@@ -113,10 +113,10 @@ def _stamp(path: Path) -> tuple[int, int, bytes] | None:
         return None
 
 
-def _code_hash() -> str:
-    """Hash the source files that training runs."""
+def code_hash(root: Path = _ROOT) -> str:
+    """Hash the source files that training runs, in all rooms below `root`."""
     digest = hashlib.sha256()
-    for package in ("configs", "data", "model", "train"):
-        for path in sorted((_ROOT / package).glob("*.py")):
-            digest.update(path.name.encode() + path.read_bytes())
+    for package in ("configs", "data", "evaluation", "model", "train"):
+        for path in sorted((root / package).rglob("*.py")):
+            digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]

@@ -24,8 +24,9 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from data.shards import sync_directory
+from data.files import sync_directory
 from model.transformer import parameter_shapes
+from train.branching import branch_point
 from train.config import RunConfig
 from train.fragments import fragments, refresh_weights, release_weights, scalars, set_scalars
 from train.manifest import (
@@ -45,7 +46,6 @@ from train.manifest import (
 from train.rng import rng_state, set_rng_state
 from train.statefiles import load_state, write_file, write_state
 from train.topology import Topology
-from train.trunk import branch_point
 
 _LOOP = "loop.json"
 Result = TypeVar("Result")

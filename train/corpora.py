@@ -3,7 +3,7 @@
 from configs.reader import ConfigError, Problem
 from data.batches import validation_windows
 from data.mixture import open_mixture, repetitions
-from train.sweep import Run
+from train.sweep_run import Run
 
 
 def prepare_corpora(runs: tuple[Run, ...]) -> list[str]:

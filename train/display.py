@@ -16,7 +16,8 @@ from rich.text import Text
 from model.counts import count_parameters
 from train.plan import Plan, duration
 from train.runstate import RunState
-from train.sweep import Run, short_count
+from train.sweep import short_count
+from train.sweep_run import Run
 
 _STYLES = {"complete": "green", "running": "cyan", "resumable": "yellow", "failed": "bold red", "pending": "dim"}
 _STYLES |= {"not needed": "dim"}

@@ -21,12 +21,12 @@ from safetensors.torch import save_file
 
 from configs.reader import dump_yaml
 from data.config import DataError
+from data.files import sha256, sync_directory
 from data.mixture import open_mixture
 from data.prepare import prepare
 from data.shards import TOKENIZER, TokenizerEntry, read_manifest
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
 from train.config import RunConfig, load_run
-from train.files import sha256, sync_directory
 from train.manifest import CheckpointError, damage, newest_first, step_of
 from train.statefiles import Weights, read_weights
 

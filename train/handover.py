@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from train.files import write_json
+from data.files import write_json
 
 
 @dataclass(frozen=True)

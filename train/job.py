@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from configs.reader import ConfigError, Problem, dump_yaml
+from data.files import only_process, write_atomic
 from data.mixture import Mixture, open_mixture
 from train.config import RunConfig, batch_problem
 from train.ds_config import derive, merge_user_config, read_user_config
 from train.failures import known_failures
-from train.files import only_process, write_atomic
 from train.handshake import require_one_run
 from train.heartbeat import Heart
 from train.jit_locks import clear_stale_locks

@@ -12,7 +12,7 @@ from train.handover import Job, hand_over, jobs_done, report_done
 from train.ports import ReservedPort
 from train.processes import MARK
 from train.slots import Devices, Slot, is_local
-from train.slurm import step_command
+from train.srun import step_command
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "scripts" / "pretrain.py"
 ENVIRONMENT_FILE = ".deepspeed_env"

@@ -11,8 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data.shards import sync_directory
-from train.files import sha256, write_json
+from data.files import sha256, sync_directory, write_json
 from train.status import RunEnded, Status
 
 MANIFEST = "manifest.json"

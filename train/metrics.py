@@ -9,6 +9,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from data.files import write_atomic
+from train.config import BranchConfig
+
 
 class MetricsLog:
     """Appends rows to `metrics.jsonl`, or to another file of rows by attempt and step.
@@ -84,3 +87,18 @@ def newest_attempts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _place(row: dict[str, Any]) -> tuple[int, int]:
     return row.get("attempt", 1), row["step"]
+
+
+def inherit_curve(branch: BranchConfig | None, run_dir: Path) -> list[dict[str, Any]]:
+    """Begin the `metrics.jsonl` of a branch with the rows up to its first step, and return them; [] where they are.
+
+    Only the main process may call this.
+    """
+    if branch is None:
+        return []
+    rows = [row for row in read_metrics(run_dir.parent / branch.run / "metrics.jsonl") if row["step"] <= branch.step]
+    own = read_metrics(run_dir / "metrics.jsonl")
+    if not rows or (own and own[-1]["step"] >= rows[-1]["step"]):
+        return []
+    write_atomic(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    return rows

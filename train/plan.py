@@ -8,15 +8,16 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from configs.run_record import complete_record
 from model.counts import count_parameters
 from train.hardware import GIB, USABLE, local_gpu_memory
 from train.journal import read_events
 from train.memory import peak_memory
 from train.metrics import read_metrics
 from train.rules import Derived
-from train.runstate import complete_record
 from train.slots import Devices, Pool, Slot
-from train.sweep import Run, Sweep, short_count
+from train.sweep import short_count
+from train.sweep_run import Run, Sweep
 
 # Assumed until a run of the sweep has finished; every plan says so. The CPU's are of one core at 2,048 tokens per step.
 _CPU_FLOPS_PER_CORE = 3e10

@@ -7,15 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from data.files import write_json
 from train.config import RunConfig
-from train.files import write_json
-from train.metrics import MetricsLog
+from train.metrics import MetricsLog, inherit_curve
 from train.monitor import BAND, Monitor
 from train.record import make_record, peak_flops
 from train.spikes import Kind, Verdict
 from train.topology import Topology
 from train.tracking import Tracker
-from train.trunk import inherit_curve
 from train.validation import Losses
 
 
@@ -25,7 +24,7 @@ class Reporter:
     def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
         """Open the logs of `run_dir` and W&B."""
         self.run, self.run_dir, self.topology = run, run_dir, topology
-        inherited = inherit_curve(run, run_dir)
+        inherited = inherit_curve(run.branch, run_dir)
         self.metrics = MetricsLog(run_dir / "metrics.jsonl")
         self.events = MetricsLog(run_dir / "events.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}

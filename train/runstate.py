@@ -1,17 +1,17 @@
 """What a run's directory says about the run, read without touching it."""
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from configs.run_record import complete_record
 from train.handover import handed_over
 from train.journal import last_failures
 from train.metrics import parse_row
 from train.processes import marked_processes
-from train.sweep import Run
+from train.sweep_run import Run
 
 State = Literal["complete", "running", "resumable", "failed", "pending", "not needed"]
 
@@ -65,15 +65,6 @@ def read_states(runs: tuple[Run, ...], unneeded: Mapping[str, str] | None = None
         run.name: read_state(run, run.directory.resolve() in alive, failures.get(run.name), unneeded.get(run.name))
         for run in runs
     }
-
-
-def complete_record(directory: Path) -> dict[str, Any] | None:
-    """Return record.json when it says that the run is complete."""
-    try:
-        record = json.loads((directory / "record.json").read_text(encoding="utf-8"))
-        return record if record["complete"] is True else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def last_row(path: Path) -> dict[str, Any]:

@@ -13,8 +13,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from configs.run_record import complete_record
+from data.files import only_process, require_writable
+from train.branching import branch_point
 from train.display import Progress
-from train.files import only_process, require_writable
 from train.heartbeat import Listener, forget_beats, hung_ranks
 from train.journal import last_failures, last_meaningful_lines, note_event
 from train.launcher import Worker, deepspeed_program, launch_command, start_worker
@@ -22,12 +24,12 @@ from train.plan import Plan
 from train.ports import reserve_port
 from train.processes import processes_of, start_guard, stop
 from train.redact import redact
-from train.runstate import RunState, checkpoint_step, complete_record, read_state
+from train.runstate import RunState, checkpoint_step, read_state
 from train.slots import Pool, Slot
 from train.status import HOPELESS, MEANING, Status
 from train.stored import require_unchanged, store_config
-from train.sweep import Run
-from train.trunk import branch_point, start_of
+from train.sweep_run import Run
+from train.trunk import start_of
 
 Command = Callable[[Path, int, Slot, int], list[str]]
 """(directory, processes, slot, port) -> the command that starts a worker."""
@@ -118,7 +120,7 @@ def run_sweep(
     require_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
-        require_unchanged(sweep.runs)
+        require_unchanged([(run.config, run.directory) for run in sweep.runs])
         strays = stop(directory, sweep.config.grace_seconds) if processes_of(directory) else 0
         if strays:
             print(f"ended {strays} process(es) that an earlier sweep left in {directory}", file=sys.stderr)
@@ -268,7 +270,7 @@ class _Scheduler:
             siblings = [sibling.config for sibling in self.plan.sweep.runs]
             branch = start_of(run.config, run.directory, siblings)
             run = replace(run, config=replace(run.config, branch=branch))
-        store_config(run)
+        store_config(run.config, run.directory)
         number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:
             launched = f"run {worker.handed + 1} of {redact(' '.join(worker.command))}"

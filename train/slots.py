@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal
 
 from configs.reader import ConfigError, Problem
-from train.sweep import Run, Sweep, SweepConfig
+from train.sweep_config import SweepConfig
+from train.sweep_run import Run, Sweep
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,11 @@
-"""Slurm: what `srun` tells a process, and how a run of a sweep is started with it.
+"""Slurm: what `srun` tells a process.
 
 `srun` starts every rank itself and names it in SLURM_* variables; `deepspeed --launcher slurm` calls `srun` and adds
 nothing, not even the master's address. Names and meanings: https://slurm.schedmd.com/srun.html.
 """
 
 import re
-from collections.abc import Mapping, Sequence
-
-from train.slots import Devices, Slot
+from collections.abc import Mapping
 
 # As in train/ports.py: below the ports that Linux hands out by itself.
 _FIRST_PORT, _PORTS = 20_000, 12_000
@@ -43,19 +41,3 @@ def _tasks_per_node(counts: str) -> list[int]:
     """Expand `2(x3),1` to [2, 2, 2, 1]."""
     parts = re.findall(r"(\d+)(?:\(x(\d+)\))?", counts)
     return [int(tasks) for tasks, nodes in parts for _ in range(int(nodes or 1))]
-
-
-def step_command(slot: Slot, port: int, devices: Devices, more: Sequence[str], program: Sequence[str]) -> list[str]:
-    """Return the `srun` command that starts `program` once for each device of `slot`, inside the current allocation.
-
-    Steps share the allocation's resources (--overlap), because which run gets which device is decided here. When one
-    task has ended the others have a minute: killing them at once would replace the exit status that says why.
-    """
-    hosts, numbers = [host for host, _ in slot.devices], slot.devices[0][1]
-    place = [f"--nodes={len(hosts)}", f"--ntasks={len(hosts) * len(numbers)}", f"--ntasks-per-node={len(numbers)}"]
-    share = ["--overlap", "--overcommit", "--mem=0", "--cpu-bind=none", "--kill-on-bad-exit=0", "--wait=60"]
-    # The job may have a MASTER_ADDR, which is not of this step.
-    variables = ["env", "--unset=MASTER_ADDR", f"MASTER_PORT={port}"]
-    if devices.kind == "gpu":
-        variables.append(f"CUDA_VISIBLE_DEVICES={','.join(map(str, numbers))}")
-    return ["srun", *place, f"--nodelist={','.join(hosts)}", *share, *more, *variables, *program]

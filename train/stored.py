@@ -1,43 +1,47 @@
 """The configuration that a run was begun with, kept beside its results; it may not change under them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from configs.keys import flatten
 from configs.reader import ConfigError, Problem, dump_yaml, parse_yaml
+from data.files import write_atomic
+from train.branching import stable_steps, trunk_problem
 from train.config import RunConfig, load_run
-from train.files import write_atomic
 from train.manifest import newest_first
-from train.sweep import Run
-from train.trunk import stable_steps, trunk_problem
 
 # Keys that may change between a run and its continuation: they do not decide the curve.
 _TOPOLOGY = ("parallel", "train.micro_batch", "train.activation_checkpointing", "train.compile")
 FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watch", "data.directory", *_TOPOLOGY)
 
 
-def store_config(run: Run) -> None:
+def store_config(run: RunConfig, run_dir: Path) -> None:
     """Write config.yaml, by atomic rename."""
-    run.directory.mkdir(parents=True, exist_ok=True)
-    write_atomic(run.directory / "config.yaml", dump_yaml(run.config))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_atomic(run_dir / "config.yaml", dump_yaml(run))
 
 
-def require_unchanged(runs: tuple[Run, ...]) -> None:
+def require_unchanged(runs: Sequence[tuple[RunConfig, Path]]) -> None:
     """Refuse to continue or skip runs that were begun under another configuration.
+
+    Args:
+        runs: of a sweep, each with its directory.
 
     Raises:
         ConfigError: naming every key that differs, and the way out.
     """
     problems = []
-    for run in runs:
+    for run, run_dir in runs:
         begun = ("record.json", "metrics.jsonl", "checkpoints")
-        if not any((run.directory / name).exists() for name in begun):
+        if not any((run_dir / name).exists() for name in begun):
             continue
-        for key, old, new in changed_keys(run.config, run.directory / "config.yaml"):
+        for key, old, new in changed_keys(run, run_dir / "config.yaml"):
             message = f"the run there has {old!r}, and the sweep now says {new!r}"
-            problems.append(Problem(str(run.directory), key, message))
+            problems.append(Problem(str(run_dir), key, message))
     if problems:
         way_out = "keep both with --runs_dir=OTHER, or change the keys back, or move these directories away"
-        raise ConfigError([*problems, Problem(str(runs[0].directory.parent), "", way_out)])
+        raise ConfigError([*problems, Problem(str(runs[0][1].parent), "", way_out)])
 
 
 def require_same_course(run: RunConfig, run_dir: Path) -> None:
@@ -75,16 +79,9 @@ def changed_keys(run: RunConfig, path: Path) -> list[tuple[str, Any, Any]]:
         stored = parse_yaml(dump_yaml(load_run(path)))  # keys that are newer than the file get their defaults
     except ConfigError:
         stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
-    old, new = leaves(stored), leaves(parse_yaml(dump_yaml(run)))
+    old, new = flatten(stored), flatten(parse_yaml(dump_yaml(run)))
     return [
         (key, old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key) and not any(key == free or key.startswith(f"{free}.") for free in FREE_KEYS)
     ]
-
-
-def leaves(tree: object, prefix: str = "") -> dict[str, Any]:
-    """Flatten nested mappings to dotted keys."""
-    if not isinstance(tree, dict):
-        return {prefix.removesuffix("."): tree}
-    return {k: v for key, value in tree.items() for k, v in leaves(value, f"{prefix}{key}.").items()}

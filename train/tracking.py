@@ -12,8 +12,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from data.files import write_atomic
 from train.config import WandbConfig
-from train.files import write_atomic
 from train.redact import redact
 
 _START_SECONDS = 30

@@ -7,28 +7,13 @@ trunk, saves its state where the shorter ones would begin to cool down, and each
 the same computation. `metrics.jsonl` of a branch begins with the trunk's rows, so that its curve is whole.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
+from train.branching import stable_steps
 from train.config import BranchConfig, CheckpointConfig, RunConfig, load_run
-from train.files import write_atomic
-from train.manifest import STEP, damage, newest_first, step_of
-from train.metrics import read_metrics
-
-# ------------------------------------------------------------------------------------------ planning
-
-
-def trunk_problem(run: RunConfig) -> tuple[str, str] | None:
-    """Return (key, message) of what keeps a run from sharing its course with longer ones, or None."""
-    if run.schedule.kind != "wsd":
-        return "schedule.kind", f"{run.schedule.kind} depends on the length from the start; trunks need wsd"
-    if run.schedule.warmup_steps is None and run.schedule.warmup:
-        message = "a fraction of the length, so that runs of several lengths differ from the start; trunks need"
-        return "schedule.warmup", f"{run.schedule.warmup} is {message} schedule.warmup_steps, or 0 here"
-    return None
+from train.manifest import damage, newest_first, step_of
 
 
 def plant(runs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -55,19 +40,6 @@ def _course(run: RunConfig) -> str:
     """Return what runs that differ in their length alone have in common."""
     train = replace(run.train, steps=1, tokens=None)
     return repr(replace(run, name="run", train=train, checkpoint=CheckpointConfig(), branch=None))
-
-
-def stable_steps(run: RunConfig) -> int:
-    """Return for how many steps a run of a trunk does not depend on its length."""
-    return run.schedule.cooldown_start(run.steps)
-
-
-# ------------------------------------------------------------------------------------------ starting
-
-
-def branch_point(branch: BranchConfig, run_dir: Path) -> Path:
-    """Return the checkpoint that the run in `run_dir` begins at."""
-    return run_dir.parent / branch.run / "checkpoints" / f"{STEP}{branch.step:08d}"
 
 
 def start_of(run: RunConfig, run_dir: Path, others: Sequence[RunConfig]) -> BranchConfig | None:
@@ -98,20 +70,3 @@ def _kept_points(run_dir: Path) -> Iterator[int]:
     checkpoints = {step_of(path): path for path in newest_first(run_dir / "checkpoints")}
     wanted = load_run(run_dir / "config.yaml").checkpoint.branch_points if checkpoints else []
     yield from (step for step in wanted if step in checkpoints and damage(checkpoints[step], contents=False) is None)
-
-
-def inherit_curve(run: RunConfig, run_dir: Path) -> list[dict[str, Any]]:
-    """Begin the `metrics.jsonl` of a branch with the rows up to its first step, and return them; [] where they are.
-
-    Only the main process may call this.
-    """
-    if run.branch is None:
-        return []
-    rows = [
-        row for row in read_metrics(run_dir.parent / run.branch.run / "metrics.jsonl") if row["step"] <= run.first_step
-    ]
-    own = read_metrics(run_dir / "metrics.jsonl")
-    if not rows or (own and own[-1]["step"] >= rows[-1]["step"]):
-        return []
-    write_atomic(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return rows
