@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from .laws import LAWS, Array
+from scaling.laws import LAWS, Array
 
 SCHEMA = 1
 KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate", "excluded", "table_sha256")

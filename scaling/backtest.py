@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import Fit, FitError, Loss, fit
-from .laws import Array, Law
-from .table import Table
-from .uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
+from scaling.estimate import Fit, FitError, Loss, fit
+from scaling.laws import Array, Law
+from scaling.table import Table
+from scaling.uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
 
 HOLDOUT = "largest"
 _CONDITION = re.compile(r"\s*(N|D|C)\s*(>=|>)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*")

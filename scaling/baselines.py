@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .table import BITS, TableError
+from scaling.table import BITS, TableError
 
 FILE = "baselines.json"
 

@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeResult, least_squares
 
-from .laws import Array
-from .traces import column, read_rows
+from scaling.laws import Array
+from scaling.traces import column, read_rows
 
 PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 UNITS = {

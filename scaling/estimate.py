@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from .laws import Array, Law
-from .table import LEAST, MOST, Table
+from scaling.laws import Array, Law
+from scaling.table import LEAST, MOST, Table
 
 CHUNK = 30_000  # problems times points solved together: their Jacobians stay in the cache
 DAMPED = 1e7  # a step this much shorter than that of least squares and still no descent: nothing is left to gain

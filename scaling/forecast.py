@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from . import averaging
-from .artifact import read_draws
-from .laws import LAWS, Array, Law
-from .table import LEAST, MOST
-from .uncertainty import interval, predictive_draws
+from scaling import averaging
+from scaling.artifact import read_draws
+from scaling.laws import LAWS, Array, Law
+from scaling.table import LEAST, MOST
+from scaling.uncertainty import interval, predictive_draws
 
 
 class ForecastError(ValueError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .law import AMPLITUDE, EXPONENT, LAWS, NONNEGATIVE, Array, Law, add, law_named
+from scaling.law import AMPLITUDE, EXPONENT, LAWS, NONNEGATIVE, Array, Law, add, law_named
 
 __all__ = ["LAWS", "Array", "Law", "law_named"]
 

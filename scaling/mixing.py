@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, least_squares, minimize, minimize_scalar
 
-from .laws import Array
-from .table import TableError
+from scaling.laws import Array
+from scaling.table import TableError
 
 EXPONENTS = (0.02, 2.0)  # of N, searched
 DRAWS = 200  # of the bootstrap

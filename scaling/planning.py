@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
-from .laws import LAWS, Array, Law
-from .table import LEAST, MOST
-from .uncertainty import interval
+from scaling.allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
+from scaling.laws import LAWS, Array, Law
+from scaling.table import LEAST, MOST
+from scaling.uncertainty import interval
 
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken
 

@@ -11,18 +11,18 @@ import numpy as np
 import scipy
 from numpy.typing import NDArray
 
-from .artifact import SCHEMA
-from .averaging import Average, average, candidates, summary
-from .backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
-from .estimate import Fit, FitError, Loss, fit, loss_named
-from .guards import Warned, inspect
-from .laws import LAWS, Array, Law, law_named
-from .noise import weights_for
-from .sensitivity import sensitivity
-from .table import Table
-from .truth import entropy_rate
-from .tuning import Tuned
-from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
+from scaling.artifact import SCHEMA
+from scaling.averaging import Average, average, candidates, summary
+from scaling.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
+from scaling.estimate import Fit, FitError, Loss, fit, loss_named
+from scaling.guards import Warned, inspect
+from scaling.laws import LAWS, Array, Law, law_named
+from scaling.noise import weights_for
+from scaling.sensitivity import sensitivity
+from scaling.table import Table
+from scaling.truth import entropy_rate
+from scaling.tuning import Tuned
+from scaling.uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import Fit, FitError, jacobian, minimise
-from .laws import Array, Law
+from scaling.estimate import Fit, FitError, jacobian, minimise
+from scaling.laws import Array, Law
 
 METHODS = ("wild", "pairs")
 DRAWS = 2000
