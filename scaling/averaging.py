@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from scaling.backtest import compute_folds
-from scaling.estimate import Fit, FitError, Loss, fit
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit
 from scaling.laws import LAWS, Array, Law
 from scaling.table import Table
 from scaling.uncertainty import LEVEL, METHODS, bootstrap, interval, predictive_draws

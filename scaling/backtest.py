@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.estimate import Fit, FitError, Loss, fit
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit
 from scaling.laws import Array, Law
 from scaling.table import Table
 from scaling.uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws

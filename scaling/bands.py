@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.laws import Array
 from scaling.traces import Curve, smoothed
 

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.backtest import Scored, score
-from scaling.estimate import FitError, fit
+from scaling.errors import FitError, PlanError
+from scaling.estimate import fit
 from scaling.laws import LAWS, Array, Law
-from scaling.planning import Candidates, PlanError, design
+from scaling.planning import Candidates, design
 from scaling.study import frontier
 from scaling.table import Table
 from scaling.uncertainty import DRAWS, LEVEL, bootstrap, residual_sigma

@@ -20,16 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
+from scaling.errors import FitError
 from scaling.laws import Array, Law
 from scaling.table import LEAST, MOST, Table
 
 CHUNK = 30_000  # problems times points solved together: their Jacobians stay in the cache
 DAMPED = 1e7  # a step this much shorter than that of least squares and still no descent: nothing is left to gain
 AGREEMENT = 1e-8  # relative difference of objectives within which two starts found the same optimum
-
-
-class FitError(ValueError):
-    """A law that cannot be fitted to a table; the message says what is missing."""
 
 
 @dataclass(frozen=True)

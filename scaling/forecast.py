@@ -11,13 +11,10 @@ import numpy as np
 
 from scaling import averaging
 from scaling.artifact import read_draws
+from scaling.errors import ForecastError
 from scaling.laws import LAWS, Array, Law
 from scaling.table import LEAST, MOST
 from scaling.uncertainty import interval, predictive_draws
-
-
-class ForecastError(ValueError):
-    """A forecast that cannot be made; the message says which input is missing."""
 
 
 @dataclass(frozen=True)

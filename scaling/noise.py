@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.laws import Array
 from scaling.table import Table
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from scaling.mixing import Forecast, MixingError, Mixtures, fit_mixing
+from scaling.errors import MixingError
+from scaling.mixing import Forecast, Mixtures, fit_mixing
 from scaling.plots import HELD_OUT, LAW, MUTED, Scale, figure
 from scaling.text import count
 

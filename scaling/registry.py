@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from scaling.artifact import plain, write_atomically
-from scaling.forecast import Forecast, ForecastError
+from scaling.errors import ForecastError
+from scaling.forecast import Forecast
 from scaling.table import Table
 
 FOLDER = "forecasts"

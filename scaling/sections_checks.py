@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from scaling import plots_checks, plots_curves
-from scaling.curves import UNITS, CurveError, LossCurve, fit_curves, make_curve, score
+from scaling.curves import UNITS, LossCurve, fit_curves, make_curve, score
+from scaling.errors import CurveError
 from scaling.page import Grid, Section, Source, picture, some
 from scaling.text import count, flops, formula, nats, percent, quantity, significant, symbol
 from scaling.traces import read_curves, smoothed

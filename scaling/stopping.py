@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.estimate import FitError, fit
+from scaling.errors import FitError
+from scaling.estimate import fit
 from scaling.laws import LAWS, Array
 from scaling.planning import Candidates, covariance
 from scaling.table import Table

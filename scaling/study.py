@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scaling.artifact import SCHEMA
 from scaling.averaging import Average, average, candidates, summary
 from scaling.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
-from scaling.estimate import Fit, FitError, Loss, fit, loss_named
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit, loss_named
 from scaling.guards import Warned, inspect
 from scaling.laws import LAWS, Array, Law, law_named
 from scaling.noise import weights_for

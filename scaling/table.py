@@ -19,6 +19,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from scaling.errors import TableError
+
 Array = NDArray[np.float64]
 
 REQUIRED = ("N", "D", "loss")
@@ -50,10 +52,6 @@ C_DEFINITIONS = ("exact", "6nd")
 
 
 NATS, BITS = "nats per token", "bits per byte"
-
-
-class TableError(ValueError):
-    """A table that cannot be read; the message names file, row, column and value."""
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from scaling.errors import TableError
 from scaling.laws import Array
 from scaling.plots import HELD_OUT, figure, log_axis
-from scaling.table import TableError
 
 SIZES = {"d_model": "width", "n_layer": "blocks"}
 """Field of a record that sizes may differ in, and its name in the picture."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from scaling.estimate import Fit, FitError
+from scaling.errors import FitError
+from scaling.estimate import Fit
 from scaling.table import Table
 
 _STICKS_OUT = 6.0  # robust standard deviations; of noise alone, 1 to 4 % of tables of 5 to 12 sizes have such a size

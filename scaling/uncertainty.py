@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.estimate import Fit, FitError, jacobian, minimise
+from scaling.errors import FitError
+from scaling.estimate import Fit, jacobian, minimise
 from scaling.laws import Array, Law
 
 METHODS = ("wild", "pairs")

@@ -17,7 +17,7 @@ from configs.reader import ConfigError
 from model.counts import count_parameters
 from scaling.bands import Band, band
 from scaling.commandline import Parser, ending
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.traces import Curve, read_curves
 from train.config import RunConfig, load_run
 from train.files import write_json

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.commandline import Parser, ending
+from scaling.errors import TableError
 from scaling.plots import png
-from scaling.table import TableError
 from scaling.transfer import SIZES, Scan, Transfer, picture, read_scans, transfers
 
 

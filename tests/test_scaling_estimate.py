@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.estimate import LOSSES, FitError, fit, jacobian, loss_named, make_problem, starting_points
+from scaling.errors import FitError
+from scaling.estimate import LOSSES, fit, jacobian, loss_named, make_problem, starting_points
 from scaling.laws import LAWS
 from scaling.table import read_table
 from tests.scaling_tables import TABLES, TRUTH, simulated, table
