@@ -19,8 +19,7 @@ from scaling.errors import FitError, PlanError
 from scaling.estimate import fit
 from scaling.laws import LAWS, Array, Law
 from scaling.planning import Candidates, design
-from scaling.study import frontier
-from scaling.table import Table
+from scaling.table import Table, frontier
 from scaling.uncertainty import DRAWS, LEVEL, bootstrap, residual_sigma
 
 REACH = 10.0  # times the largest fitted compute, at least, of every predicted run

@@ -13,7 +13,7 @@ from scaling import averaging
 from scaling.artifact import read_draws
 from scaling.errors import ForecastError
 from scaling.laws import LAWS, Array, Law
-from scaling.table import LEAST, MOST
+from scaling.table_cells import LEAST, MOST
 from scaling.uncertainty import interval, predictive_draws
 
 

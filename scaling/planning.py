@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scaling.allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
 from scaling.errors import PlanError
 from scaling.laws import LAWS, Array, Law
-from scaling.table import LEAST, MOST
+from scaling.table_cells import LEAST, MOST
 from scaling.uncertainty import interval
 
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
 from scaling.artifact import SCHEMA
 from scaling.averaging import Average, average, candidates, summary
 from scaling.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
 from scaling.errors import FitError
-from scaling.estimate import Fit, Loss, fit, loss_named
+from scaling.estimate import Fit, Loss, fit, loss_named, rows_for
 from scaling.guards import Warned, inspect
 from scaling.laws import LAWS, Array, Law, law_named
 from scaling.noise import weights_for
@@ -59,25 +58,6 @@ class Study:
     fit: Fit
     backtest: Backtest | None
     average: Average | None = None
-
-
-def frontier(table: Table, variable: str) -> NDArray[np.bool_]:
-    """Rows (n,) that no row with as little of ``variable`` or less beats in loss.
-
-    Kaplan's single-variable laws describe models that only N, only D or only C limits. In a table those are the rows
-    on the lower envelope of loss against that variable.
-    """
-    values, loss = table.columns[variable], table.columns["loss"]
-    order = np.lexsort((loss, values))
-    best = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
-    keep = np.zeros(len(table), dtype=bool)
-    keep[order] = loss[order] < best
-    return keep
-
-
-def rows_for(law: Law, table: Table) -> Table:
-    """The rows that ``law`` describes: all, or the frontier for a single-variable law."""
-    return table.select(frontier(table, law.variables[0])) if law.frontier else table
 
 
 def study(table: Table, options: Options | None = None) -> Study:

@@ -25,7 +25,8 @@ from scaling.artifact import plain, require_writable, write_atomically
 from scaling.commandline import Parser, ending, pinned
 from scaling.designs import ENOUGH, REACH, Outcome, cheapest, compare, split
 from scaling.errors import ArtifactError, FitError, TableError
-from scaling.table import C_DEFINITIONS, N_DEFINITIONS, read_table
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.table_read import read_table
 from scaling.text import flops, percent
 from scaling.uncertainty import DRAWS, LEVEL
 

@@ -33,7 +33,9 @@ from scaling.laws import LAWS
 from scaling.noise import WEIGHTS
 from scaling.registry import tally
 from scaling.study import Options, study
-from scaling.table import C_DEFINITIONS, MOST, N_DEFINITIONS, read_table
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.table_cells import MOST
+from scaling.table_read import read_table
 from scaling.tuning import at_best, scans
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
 

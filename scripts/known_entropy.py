@@ -30,7 +30,8 @@ from scaling.artifact import require_writable, write_atomically
 from scaling.commandline import Parser, ending
 from scaling.errors import ArtifactError, TableError
 from scaling.plots import LAW, SECOND, Scale, figure, log_axis, png, span
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from scaling.text import count
 from scaling.truth import entropy_rate
 from train.config import RunConfig, load_run

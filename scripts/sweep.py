@@ -16,7 +16,7 @@ from scaling.bands import LEAST_RUNGS
 from scaling.errors import FitError, TableError
 from scaling.planning import Candidates
 from scaling.stopping import Rule, judge, reasons
-from scaling.table import read_table
+from scaling.table_read import read_table
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
 from train.runstate import checkpoint_step, complete_record, read_states

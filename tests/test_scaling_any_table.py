@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scaling.errors import FitError, TableError
 from scaling.laws import LAWS
 from scaling.study import Options, study
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from tests.scaling_tables import table
 
 CELLS = st.one_of(

@@ -16,7 +16,8 @@ from scaling.laws import LAWS
 from scaling.noise import noise_weights, replicate_sigma, weights_for
 from scaling.registry import FOLDER, read_forecasts, register, tally
 from scaling.sensitivity import sensitivity
-from scaling.study import Options, frontier, study
+from scaling.study import Options, study
+from scaling.table import frontier
 from scaling.uncertainty import profile
 from tests.scaling_tables import TRUTH, grid, simulated, table
 

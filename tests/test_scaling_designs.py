@@ -13,7 +13,8 @@ from scaling.designs import Outcome, cheapest, compare, split, trunk_flops
 from scaling.errors import FitError
 from scaling.estimate import fit
 from scaling.laws import LAWS
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from scaling.uncertainty import bootstrap
 
 ROOT = Path(__file__).parent.parent

@@ -4,7 +4,7 @@ import pytest
 from scaling.errors import FitError
 from scaling.estimate import LOSSES, fit, jacobian, loss_named, make_problem, starting_points
 from scaling.laws import LAWS
-from scaling.table import read_table
+from scaling.table_read import read_table
 from tests.scaling_tables import TABLES, TRUTH, simulated, table
 
 CHINCHILLA = LAWS["chinchilla"]

@@ -19,7 +19,8 @@ from scaling.errors import TableError
 from scaling.laws import LAWS
 from scaling.report import write_report
 from scaling.study import Options, study
-from scaling.table import BITS, NATS, Excluded, Table, read_table
+from scaling.table import BITS, NATS, Excluded, Table
+from scaling.table_read import read_table
 from scaling.view import View
 
 HOSTILE = "<script>alert(1)</script>"

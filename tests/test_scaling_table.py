@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 
 from scaling.errors import TableError
-from scaling.table import read_table
+from scaling.table_read import read_table
 
 HEADER = "N,D,loss\n"
 
