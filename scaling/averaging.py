@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from scaling.backtest import compute_folds
 from scaling.errors import FitError
 from scaling.estimate import Fit, Loss, fit
+from scaling.folds import compute_folds
 from scaling.laws import LAWS, Array, Law
 from scaling.table import Table
 from scaling.uncertainty import LEVEL, METHODS, bootstrap, interval, predictive_draws

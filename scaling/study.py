@@ -18,11 +18,12 @@ from scaling.estimate import Fit, Loss, fit, loss_named, rows_for
 from scaling.guards import Warned, inspect
 from scaling.laws import LAWS, Array, Law, law_named
 from scaling.noise import weights_for
+from scaling.profile import profile
 from scaling.sensitivity import sensitivity
 from scaling.table import Table
 from scaling.truth import entropy_rate
 from scaling.tuning import Tuned
-from scaling.uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
+from scaling.uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 

@@ -8,17 +8,18 @@ import pytest
 
 from scaling import averaging
 from scaling.artifact import read_draws, read_law, write_draws, write_law
-from scaling.backtest import compute_folds, expanding_windows
+from scaling.backtest import expanding_windows
 from scaling.errors import ArtifactError, FitError, ForecastError
 from scaling.estimate import fit, loss_named
+from scaling.folds import compute_folds
 from scaling.forecast import forecast, task_score
 from scaling.laws import LAWS
 from scaling.noise import noise_weights, replicate_sigma, weights_for
+from scaling.profile import profile
 from scaling.registry import FOLDER, read_forecasts, register, tally
 from scaling.sensitivity import sensitivity
 from scaling.study import Options, study
 from scaling.table import frontier
-from scaling.uncertainty import profile
 from tests.scaling_tables import TRUTH, grid, simulated, table
 
 CHINCHILLA = LAWS["chinchilla"]

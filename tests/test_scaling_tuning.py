@@ -10,8 +10,9 @@ from scaling.errors import FitError, TableError
 from scaling.estimate import fit
 from scaling.guards import inspect
 from scaling.laws import LAWS
+from scaling.plots_lr_transfer import picture
 from scaling.table import Table
-from scaling.transfer import picture, read_scans, transfers
+from scaling.transfer import read_scans, transfers
 from scaling.tuning import at_best, scans
 from scaling.uncertainty import bootstrap
 from scripts.fit import main as fit_main
