@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .laws import Array, Law
-from .table import Table
-from .text import count, flops
-from .uncertainty import cluster_index
-from .view import View
+from scaling.laws import Array, Law
+from scaling.table import Table
+from scaling.text import count, flops
+from scaling.uncertainty import cluster_index
+from scaling.view import View
 
 FLOPS_PER_PARAMETER_TOKEN = 6.0
 DRAWS = 200  # bootstrap draws of an allocation

@@ -16,14 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from .laws import LAWS, Array
+from scaling.errors import ArtifactError
+from scaling.laws import LAWS, Array
 
 SCHEMA = 1
 KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate", "excluded", "table_sha256")
-
-
-class ArtifactError(ValueError):
-    """A law.json that cannot be read, or a place where none can be written; the message names it."""
 
 
 def plain(value: Any) -> Any:

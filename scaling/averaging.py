@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from .backtest import compute_folds
-from .estimate import Fit, FitError, Loss, fit
-from .laws import LAWS, Array, Law
-from .table import Table
-from .uncertainty import LEVEL, METHODS, bootstrap, interval, predictive_draws
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit
+from scaling.folds import compute_folds
+from scaling.laws import LAWS, Array, Law
+from scaling.table import Table
+from scaling.uncertainty import LEVEL, METHODS, bootstrap, interval, predictive_draws
 
 
 @dataclass(frozen=True)

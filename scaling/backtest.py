@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import Fit, FitError, Loss, fit
-from .laws import Array, Law
-from .table import Table
-from .uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit
+from scaling.folds import compute_folds
+from scaling.laws import Array, Law
+from scaling.table import Table
+from scaling.uncertainty import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
 
 HOLDOUT = "largest"
 _CONDITION = re.compile(r"\s*(N|D|C)\s*(>=|>)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*")
@@ -95,17 +97,6 @@ def backtest(
     fitted = fit(law, kept, loss, pinned, seed=seed)
     boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
     return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
-
-
-def compute_folds(table: Table, least: int = 6) -> list[NDArray[np.bool_]]:
-    """Expanding windows: masks (n,) of the rows held out, from the upper 60 % of the rows' compute to the upper 10 %.
-
-    Each window keeps at least ``least`` rows, holds out at least one, and never cuts between rows of equal compute.
-    """
-    C = np.sort(table.columns["C"])
-    cuts = sorted({float(C[int(q * (len(C) - 1))]) for q in (0.4, 0.5, 0.6, 0.7, 0.8, 0.9)})
-    folds = [np.asarray(table.columns["C"] > cut * (1 + 1e-12)) for cut in cuts]
-    return [out for out in folds if out.any() and (~out).sum() >= least]
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t
 
-from .estimate import FitError
-from .laws import Array
-from .traces import Curve, smoothed
+from scaling.errors import FitError
+from scaling.laws import Array
+from scaling.traces import Curve, smoothed
 
 POINTS = 20  # stages of a run
 FIRST = 0.1  # progress before which curves differ too much from each other to say anything

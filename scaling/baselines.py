@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from .table import BITS, TableError
+from scaling.errors import TableError
+from scaling.table import BITS
 
 FILE = "baselines.json"
 

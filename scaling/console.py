@@ -7,8 +7,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from .text import nats
-from .truth import verdict
+from scaling.text import nats
+from scaling.truth import verdict
 
 
 def show(law: dict[str, Any], console: Console) -> None:

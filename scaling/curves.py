@@ -23,8 +23,9 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeResult, least_squares
 
-from .laws import Array
-from .traces import column, read_rows
+from scaling.errors import CurveError
+from scaling.laws import Array
+from scaling.traces import column, read_rows
 
 PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 UNITS = {
@@ -41,10 +42,6 @@ THINNED, FINALISTS = 40, 4
 DELTA = 1e-3  # of the log-Huber loss, as for the other laws
 RISE = 32  # points of a warm-up that was not logged
 LEAST = 20  # points of a curve after warm-up
-
-
-class CurveError(ValueError):
-    """A loss curve that cannot be read or fitted; the message names the file and what to do."""
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from .backtest import Scored, score
-from .estimate import FitError, fit
-from .laws import LAWS, Array, Law
-from .planning import Candidates, PlanError, design
-from .study import frontier
-from .table import Table
-from .uncertainty import DRAWS, LEVEL, bootstrap, residual_sigma
+from scaling.backtest import Scored, score
+from scaling.errors import FitError, PlanError
+from scaling.estimate import fit
+from scaling.laws import LAWS, Array, Law
+from scaling.planning import Candidates, design
+from scaling.table import Table, frontier
+from scaling.uncertainty import DRAWS, LEVEL, bootstrap, residual_sigma
 
 REACH = 10.0  # times the largest fitted compute, at least, of every predicted run
 ENOUGH = 0.01  # relative error of a prediction that is called good

@@ -20,16 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import qmc
 
-from .laws import Array, Law
-from .table import LEAST, MOST, Table
+from scaling.errors import FitError
+from scaling.laws import Array, Law
+from scaling.table import Table, frontier
+from scaling.table_cells import LEAST, MOST
 
 CHUNK = 30_000  # problems times points solved together: their Jacobians stay in the cache
 DAMPED = 1e7  # a step this much shorter than that of least squares and still no descent: nothing is left to gain
 AGREEMENT = 1e-8  # relative difference of objectives within which two starts found the same optimum
-
-
-class FitError(ValueError):
-    """A law that cannot be fitted to a table; the message says what is missing."""
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,11 @@ def fit(
     """
     problem = make_problem(law, table, loss, pinned, weights)
     return fit_problem(problem, starting_points(problem, starts, seed))
+
+
+def rows_for(law: Law, table: Table) -> Table:
+    """The rows that ``law`` describes: all, or the frontier for a single-variable law."""
+    return table.select(frontier(table, law.variables[0])) if law.frontier else table
 
 
 def starting_points(problem: Problem, kind: str = "grid", seed: int = 0) -> Array:

@@ -9,15 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from . import averaging
-from .artifact import read_draws
-from .laws import LAWS, Array, Law
-from .table import LEAST, MOST
-from .uncertainty import interval, predictive_draws
-
-
-class ForecastError(ValueError):
-    """A forecast that cannot be made; the message says which input is missing."""
+from scaling import averaging
+from scaling.artifact import read_draws
+from scaling.errors import ForecastError
+from scaling.laws import LAWS, Array, Law
+from scaling.table_cells import LEAST, MOST
+from scaling.uncertainty import interval, predictive_draws
 
 
 @dataclass(frozen=True)

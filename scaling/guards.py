@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from .estimate import Fit
-from .noise import replicate_sigma
-from .table import Table
-from .text import count
-from .tuning import Tuned, high_sizes, scans
-from .uncertainty import Bootstrap
+from scaling.estimate import Fit
+from scaling.noise import replicate_sigma
+from scaling.table import Table
+from scaling.text import count
+from scaling.tuning import Tuned, high_sizes, scans
+from scaling.uncertainty import Bootstrap
 
 
 @dataclass(frozen=True)

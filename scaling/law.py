@@ -92,17 +92,6 @@ class Law:
         return prediction
 
 
-LAWS: dict[str, Law] = {}
-
-
-def law_named(name: str) -> Law:
-    """The law of that name. Raises KeyError listing the known names."""
-    if name not in LAWS:
-        raise KeyError(f"unknown law {name!r}; the laws are {', '.join(LAWS)}")
-    return LAWS[name]
-
-
-def add(law: Law) -> Law:
-    """Enter a law under its name."""
-    LAWS[law.name] = law
-    return law
+def combinations(*axes: tuple[float, ...]) -> Array:
+    """Every combination of the values of some axes, (combinations, axes): a grid of starts."""
+    return np.stack([m.ravel() for m in np.meshgrid(*axes, indexing="ij")], axis=1)

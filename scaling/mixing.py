@@ -21,15 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, least_squares, minimize, minimize_scalar
 
-from .laws import Array
-from .table import TableError
+from scaling.errors import MixingError, TableError
+from scaling.laws import Array
 
 EXPONENTS = (0.02, 2.0)  # of N, searched
 DRAWS = 200  # of the bootstrap
-
-
-class MixingError(ValueError):
-    """Runs that no mixing law can be fitted to; the message says what is missing."""
 
 
 @dataclass(frozen=True)

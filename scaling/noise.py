@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .estimate import FitError
-from .laws import Array
-from .table import Table
+from scaling.errors import FitError
+from scaling.laws import Array
+from scaling.table import Table
 
 WEIGHTS = ("column", "noise", "none")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from .plots import Scale, png
-from .view import View
+from scaling.plots import Scale, png
+from scaling.view import View
 
 
 @dataclass(frozen=True)

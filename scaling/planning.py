@@ -19,16 +19,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
-from .laws import LAWS, Array, Law
-from .table import LEAST, MOST
-from .uncertainty import interval
+from scaling.allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
+from scaling.errors import PlanError
+from scaling.laws import LAWS, Array, Law
+from scaling.table_cells import LEAST, MOST
+from scaling.uncertainty import interval
 
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken
-
-
-class PlanError(ValueError):
-    """A plan that cannot be made; the message says what is missing."""
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from .laws import Array
-from .text import count, flops
+from scaling.laws import Array
+from scaling.text import count, flops
 
 DPI = 144
 WIDTH = 9.0  # inches, of every figure, so that their letters are of one size on the page

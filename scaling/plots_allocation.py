@@ -8,10 +8,10 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from .allocation import Approach, Profile
-from .plots import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
-from .text import flops
-from .view import View
+from scaling.allocation import Approach, Profile
+from scaling.plots import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
+from scaling.text import flops
+from scaling.view import View
 
 COLOURS = {"envelope": SECOND, "isoflop": THIRD, "parametric": LAW}
 

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .laws import Array
-from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
-from .text import count, flops, symbol
-from .view import View
+from scaling.laws import Array
+from scaling.plots import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
+from scaling.text import count, flops, symbol
+from scaling.view import View
 
 LISTED = 16  # held-out rows that are listed one by one; more are drawn as a cloud
 

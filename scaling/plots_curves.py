@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from .curves import CurveLaw, LossCurve, score
-from .plots import HELD_OUT, LAW, MUTED, figure
-from .text import count
+from scaling.curves import CurveLaw, LossCurve, score
+from scaling.plots import HELD_OUT, LAW, MUTED, figure
+from scaling.text import count
 
 MOST = 9
 

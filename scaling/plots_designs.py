@@ -5,9 +5,9 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from .designs import ENOUGH, Outcome
-from .plots import GRID, HELD_OUT, INK, MUTED, figure
-from .text import flops
+from scaling.designs import ENOUGH, Outcome
+from scaling.plots import GRID, HELD_OUT, INK, MUTED, figure
+from scaling.text import flops
 
 MOST = 10.0  # per cent beyond which an interval is cut off
 

@@ -9,11 +9,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .laws import LAWS, Array
-from .plots import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
-from .text import count, symbol
-from .traces import Curve, binned
-from .view import View
+from scaling.laws import LAWS, Array
+from scaling.plots import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
+from scaling.text import count, symbol
+from scaling.traces import Curve, binned
+from scaling.view import View
 
 
 def curves(found: list[Curve], scale: Scale) -> Figure | None:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from .mixing import Forecast, MixingError, Mixtures, fit_mixing
-from .plots import HELD_OUT, LAW, MUTED, Scale, figure
-from .text import count
+from scaling.errors import MixingError
+from scaling.mixing import Forecast, Mixtures, fit_mixing
+from scaling.plots import HELD_OUT, LAW, MUTED, Scale, figure
+from scaling.text import count
 
 
 def mixing(small: Mixtures, checks: Mixtures, prediction: Forecast, draws: Sequence[Forecast], level: float) -> Figure:

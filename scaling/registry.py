@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from .artifact import plain, write_atomically
-from .forecast import Forecast, ForecastError
-from .table import Table
+from scaling.artifact import plain, write_atomically
+from scaling.errors import ForecastError
+from scaling.forecast import Forecast
+from scaling.table import Table
 
 FOLDER = "forecasts"
 SAME = 0.01  # relative difference within which a run is the one that was forecast

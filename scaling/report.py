@@ -13,15 +13,15 @@ from typing import Any
 import jinja2
 import numpy as np
 
-from .allocation import exponents
-from .artifact import write_atomically
-from .laws import Array
-from .page import Source, some
-from .plots import Scale
-from .sections import SECTIONS
-from .table import Table
-from .text import count, flops, formula, significant, symbol
-from .view import View
+from scaling.allocation import exponents
+from scaling.artifact import write_atomically
+from scaling.laws import Array
+from scaling.page import Source, some
+from scaling.plots import Scale
+from scaling.sections import SECTIONS
+from scaling.table import Table
+from scaling.text import count, flops, formula, significant, symbol
+from scaling.view import View
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from . import plots_allocation, plots_checks, plots_law, sections_checks
-from .allocation import Approach, Trace, allocate, disagreements, exponents, profiles
-from .page import Grid, Section, Source, picture, some
-from .plots import Scale
-from .text import count, flops, formula, percent, significant, symbol
-from .traces import binned, read_curves
-from .truth import verdict
-from .view import View
+from scaling import plots_allocation, plots_checks, plots_law, sections_checks
+from scaling.allocation import Approach, Trace, allocate, disagreements, exponents, profiles
+from scaling.page import Grid, Section, Source, picture, some
+from scaling.plots import Scale
+from scaling.text import count, flops, formula, percent, significant, symbol
+from scaling.traces import binned, read_curves
+from scaling.truth import verdict
+from scaling.view import View
 
 MOST_ROWS = 500  # of the table of runs
 

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from . import plots_checks, plots_curves
-from .curves import UNITS, CurveError, LossCurve, fit_curves, make_curve, score
-from .page import Grid, Section, Source, picture, some
-from .text import count, flops, formula, nats, percent, quantity, significant, symbol
-from .traces import read_curves, smoothed
+from scaling import plots_checks, plots_curves
+from scaling.curves import UNITS, LossCurve, fit_curves, make_curve, score
+from scaling.errors import CurveError
+from scaling.page import Grid, Section, Source, picture, some
+from scaling.text import count, flops, formula, nats, percent, quantity, significant, symbol
+from scaling.traces import read_curves, smoothed
 
 SHOWN_SETTINGS = 400  # rows of the sensitivity table
 SMOOTHED = 50  # parts of a run over which its training loss is averaged for a law of whole curves

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .estimate import FitError, fit, loss_named
-from .laws import Array, Law
-from .table import C_DEFINITIONS, N_DEFINITIONS, Table, TableError
+from scaling.errors import FitError, TableError
+from scaling.estimate import fit, loss_named
+from scaling.laws import Array, Law
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS, Table
 
 OBJECTIVES = (
     ("log-huber", 1e-4),

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import FitError, Loss, fit_problem, loss_named, make_problem, starting_points
-from .laws import Array, Law
-from .table import Table
-from .uncertainty import LEVEL, METHODS, bootstrap, cluster_index, predictive_draws
+from scaling.errors import FitError
+from scaling.estimate import Loss, fit_problem, loss_named, make_problem, starting_points
+from scaling.laws import Array, Law
+from scaling.table import Table
+from scaling.uncertainty import LEVEL, METHODS, bootstrap, cluster_index, predictive_draws
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from .estimate import FitError, fit
-from .laws import LAWS, Array
-from .planning import Candidates, covariance
-from .table import Table
-from .uncertainty import bootstrap, interval, residual_sigma
+from scaling.errors import FitError
+from scaling.estimate import fit
+from scaling.laws import LAWS, Array
+from scaling.planning import Candidates, covariance
+from scaling.table import Table
+from scaling.uncertainty import bootstrap, interval, residual_sigma
 
 DRAWS = 500
 SAME = 0.02  # runs within this of the target in N and in D measure it

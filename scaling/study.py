@@ -9,20 +9,21 @@ from typing import Any
 
 import numpy as np
 import scipy
-from numpy.typing import NDArray
 
-from .artifact import SCHEMA
-from .averaging import Average, average, candidates, summary
-from .backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
-from .estimate import Fit, FitError, Loss, fit, loss_named
-from .guards import Warned, inspect
-from .laws import LAWS, Array, Law, law_named
-from .noise import weights_for
-from .sensitivity import sensitivity
-from .table import Table
-from .truth import entropy_rate
-from .tuning import Tuned
-from .uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, profile, residual_sigma
+from scaling.artifact import SCHEMA
+from scaling.averaging import Average, average, candidates, summary
+from scaling.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
+from scaling.errors import FitError
+from scaling.estimate import Fit, Loss, fit, loss_named, rows_for
+from scaling.guards import Warned, inspect
+from scaling.laws import LAWS, Array, Law, law_named
+from scaling.noise import weights_for
+from scaling.profile import profile
+from scaling.sensitivity import sensitivity
+from scaling.table import Table
+from scaling.truth import entropy_rate
+from scaling.tuning import Tuned
+from scaling.uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 
@@ -58,25 +59,6 @@ class Study:
     fit: Fit
     backtest: Backtest | None
     average: Average | None = None
-
-
-def frontier(table: Table, variable: str) -> NDArray[np.bool_]:
-    """Rows (n,) that no row with as little of ``variable`` or less beats in loss.
-
-    Kaplan's single-variable laws describe models that only N, only D or only C limits. In a table those are the rows
-    on the lower envelope of loss against that variable.
-    """
-    values, loss = table.columns[variable], table.columns["loss"]
-    order = np.lexsort((loss, values))
-    best = np.concatenate([[np.inf], np.minimum.accumulate(loss[order])[:-1]])
-    keep = np.zeros(len(table), dtype=bool)
-    keep[order] = loss[order] < best
-    return keep
-
-
-def rows_for(law: Law, table: Table) -> Table:
-    """The rows that ``law`` describes: all, or the frontier for a single-variable law."""
-    return table.select(frontier(table, law.variables[0])) if law.frontier else table
 
 
 def study(table: Table, options: Options | None = None) -> Study:

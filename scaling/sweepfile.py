@@ -14,8 +14,7 @@ from configs.reader import ConfigError, Problem, build, dump_yaml, merge, read_t
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
 from model.sizes import SIZES
-
-from .planning import Candidates
+from scaling.planning import Candidates
 
 # Keys of a sweep that say which runs there are; all others are kept.
 _RUNS = ("axes", "grids", "points", "name", "runs_dir", "base")

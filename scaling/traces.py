@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .laws import Array
+from scaling.laws import Array
 
 BINS = 60  # points of a training curve
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from .table import Table
-from .text import nats, percent
+from scaling.table import Table
+from scaling.text import nats, percent
 
 
 def entropy_rate(table: Table) -> float | None:

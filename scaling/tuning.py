@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .estimate import Fit, FitError
-from .table import Table
+from scaling.errors import FitError
+from scaling.estimate import Fit
+from scaling.table import Table
 
 _STICKS_OUT = 6.0  # robust standard deviations; of noise alone, 1 to 4 % of tables of 5 to 12 sizes have such a size
 _SIZES = 5  # fewer say nothing about what is usual

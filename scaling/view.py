@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-from .laws import LAWS, Array, Law
-from .table import NATS, Table
+from scaling.laws import LAWS, Array, Law
+from scaling.table import NATS, Table
 
 DRAWN = 400  # bootstrap draws that a picture uses
 

@@ -19,7 +19,7 @@ from data.files import write_json
 from model.counts import count_parameters
 from scaling.bands import Band, band
 from scaling.commandline import Parser, ending
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.traces import Curve, read_curves
 from train.config import RunConfig, load_run
 from train.monitor import BAND

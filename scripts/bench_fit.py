@@ -28,7 +28,8 @@ from scipy.special import logsumexp
 
 from scaling.estimate import Problem, fit, make_problem, minimise, starting_points
 from scaling.laws import LAWS, Array
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from scaling.uncertainty import METHODS, bootstrap
 
 TRUTH = {"E": 1.82, "A": 482.0, "B": 2085.0, "alpha": 0.348, "beta": 0.366}

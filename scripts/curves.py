@@ -25,7 +25,8 @@ from rich.table import Table as Grid
 
 from scaling.artifact import plain, write_atomically
 from scaling.commandline import Parser, ending
-from scaling.curves import UNITS, CurveError, CurveLaw, Score, fit_curves, read_curve, score
+from scaling.curves import UNITS, CurveLaw, Score, fit_curves, read_curve, score
+from scaling.errors import CurveError
 from scaling.plots import png
 from scaling.plots_curves import predictions
 from scaling.text import significant, symbol

@@ -21,11 +21,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from scaling.artifact import ArtifactError, plain, require_writable, write_atomically
+from scaling.artifact import plain, require_writable, write_atomically
 from scaling.commandline import Parser, ending, pinned
 from scaling.designs import ENOUGH, REACH, Outcome, cheapest, compare, split
-from scaling.estimate import FitError
-from scaling.table import C_DEFINITIONS, N_DEFINITIONS, TableError, read_table
+from scaling.errors import ArtifactError, FitError, TableError
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.table_read import read_table
 from scaling.text import flops, percent
 from scaling.uncertainty import DRAWS, LEVEL
 

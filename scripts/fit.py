@@ -22,17 +22,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling.artifact import ArtifactError, require_writable, write_draws, write_law
+from scaling.artifact import require_writable, write_draws, write_law
 from scaling.averaging import all_draws
 from scaling.baselines import read_baselines
 from scaling.commandline import Parser, ending, pairs, pinned, quantity
 from scaling.console import show
-from scaling.estimate import LOSSES, FitError
+from scaling.errors import ArtifactError, FitError, TableError
+from scaling.estimate import LOSSES
 from scaling.laws import LAWS
 from scaling.noise import WEIGHTS
 from scaling.registry import tally
 from scaling.study import Options, study
-from scaling.table import C_DEFINITIONS, MOST, N_DEFINITIONS, TableError, read_table
+from scaling.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.table_cells import MOST
+from scaling.table_read import read_table
 from scaling.tuning import at_best, scans
 from scaling.uncertainty import DRAWS, LEVEL, METHODS
 

@@ -26,10 +26,12 @@ from rich.table import Table as Grid
 
 from configs.reader import ConfigError
 from data.grammar import Grammar, exponent_of_speller, make_grammar
-from scaling.artifact import ArtifactError, require_writable, write_atomically
+from scaling.artifact import require_writable, write_atomically
 from scaling.commandline import Parser, ending
+from scaling.errors import ArtifactError, TableError
 from scaling.plots import LAW, SECOND, Scale, figure, log_axis, png, span
-from scaling.table import Table, TableError, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from scaling.text import count
 from scaling.truth import entropy_rate
 from train.config import RunConfig, load_run

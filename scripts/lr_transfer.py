@@ -18,9 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 from scaling.commandline import Parser, ending
+from scaling.errors import TableError
 from scaling.plots import png
-from scaling.table import TableError
-from scaling.transfer import SIZES, Scan, Transfer, picture, read_scans, transfers
+from scaling.plots_lr_transfer import picture
+from scaling.transfer import SIZES, Scan, Transfer, read_scans, transfers
 
 
 def main(words: Sequence[str] | None = None) -> int:

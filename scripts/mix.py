@@ -23,20 +23,10 @@ from rich.table import Table
 
 from scaling.artifact import plain, write_atomically
 from scaling.commandline import Parser, ending, quantity
-from scaling.mixing import (
-    Forecast,
-    MixingError,
-    Mixtures,
-    best_shares,
-    bootstrap,
-    fit_mixing,
-    forecast,
-    read_mixtures,
-    target_of,
-)
+from scaling.errors import MixingError, TableError
+from scaling.mixing import Forecast, Mixtures, best_shares, bootstrap, fit_mixing, forecast, read_mixtures, target_of
 from scaling.plots import png
 from scaling.plots_mixing import mixing
-from scaling.table import TableError
 from scaling.text import count, percent
 
 LEVEL = 0.9

@@ -30,11 +30,12 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.reader import ConfigError
-from scaling.artifact import ArtifactError, read_draws, read_law, write_atomically
+from scaling.artifact import read_draws, read_law, write_atomically
 from scaling.commandline import Parser, ending, quantity
-from scaling.forecast import ForecastError, forecast
+from scaling.errors import ArtifactError, ForecastError, PlanError
+from scaling.forecast import forecast
 from scaling.laws import Array
-from scaling.planning import Best, Candidates, Design, PlanError, best_for, design, grid, sensible
+from scaling.planning import Best, Candidates, Design, best_for, design, grid, sensible
 from scaling.sweepfile import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.text import count, flops, significant
 

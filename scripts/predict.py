@@ -20,9 +20,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.artifact import ArtifactError, read_law
+from scaling.artifact import read_law
 from scaling.commandline import Parser, ending, quantity
-from scaling.forecast import Forecast, ForecastError, forecast, task_score
+from scaling.errors import ArtifactError, ForecastError
+from scaling.forecast import Forecast, forecast, task_score
 from scaling.registry import register
 from scaling.table import NATS
 from scaling.text import nats

@@ -14,10 +14,10 @@ from configs.run_record import complete_record
 from data.config import DataError
 from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS
-from scaling.estimate import FitError
+from scaling.errors import FitError, TableError
 from scaling.planning import Candidates
 from scaling.stopping import Rule, judge, reasons
-from scaling.table import TableError, read_table
+from scaling.table_read import read_table
 from train.display import result_table, show_table, status_table
 from train.plan import make_plan, plan_summary, plan_table
 from train.runstate import checkpoint_step, read_states

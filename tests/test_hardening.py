@@ -11,8 +11,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from configs.reader import ConfigError
-from scaling.curves import CurveError, read_curve
-from scaling.table import read_table
+from scaling.curves import read_curve
+from scaling.errors import CurveError
+from scaling.table_read import read_table
 from scaling.traces import read_curves
 from train.config import load_run
 from train.manifest import MANIFEST, damage, write_manifest

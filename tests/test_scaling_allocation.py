@@ -21,7 +21,7 @@ from scaling.allocation import (
 )
 from scaling.laws import LAWS
 from scaling.study import Options, study
-from scaling.table import read_table
+from scaling.table_read import read_table
 from scaling.view import View
 
 LAW = LAWS["chinchilla"]

@@ -7,10 +7,11 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scaling.estimate import FitError
+from scaling.errors import FitError, TableError
 from scaling.laws import LAWS
 from scaling.study import Options, study
-from scaling.table import Table, TableError, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from tests.scaling_tables import table
 
 CELLS = st.one_of(

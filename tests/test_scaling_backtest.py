@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from scaling.backtest import backtest, held_out
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.laws import LAWS
 from tests.scaling_tables import simulated
 

@@ -13,7 +13,7 @@ from conftest import ROOT
 from configs.reader import dump_yaml
 from model.counts import count_parameters
 from scaling.bands import LEAST_RUNGS, WINDOW, Band, band, course, stages
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.traces import Curve, read_curves
 from train.config import load_run
 from train.monitor import Monitor

@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 from scaling import averaging
-from scaling.artifact import ArtifactError, read_draws, read_law, write_draws, write_law
-from scaling.backtest import compute_folds, expanding_windows
-from scaling.estimate import FitError, fit, loss_named
-from scaling.forecast import ForecastError, forecast, task_score
+from scaling.artifact import read_draws, read_law, write_draws, write_law
+from scaling.backtest import expanding_windows
+from scaling.errors import ArtifactError, FitError, ForecastError
+from scaling.estimate import fit, loss_named
+from scaling.folds import compute_folds
+from scaling.forecast import forecast, task_score
 from scaling.laws import LAWS
 from scaling.noise import noise_weights, replicate_sigma, weights_for
+from scaling.profile import profile
 from scaling.registry import FOLDER, read_forecasts, register, tally
 from scaling.sensitivity import sensitivity
-from scaling.study import Options, frontier, study
-from scaling.uncertainty import profile
+from scaling.study import Options, study
+from scaling.table import frontier
 from tests.scaling_tables import TRUTH, grid, simulated, table
 
 CHINCHILLA = LAWS["chinchilla"]

@@ -10,9 +10,11 @@ from scaling_tables import TABLES, table
 
 from scaling import designs
 from scaling.designs import Outcome, cheapest, compare, split, trunk_flops
-from scaling.estimate import FitError, fit
+from scaling.errors import FitError
+from scaling.estimate import fit
 from scaling.laws import LAWS
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from scaling.uncertainty import bootstrap
 
 ROOT = Path(__file__).parent.parent

@@ -1,9 +1,10 @@
 import numpy as np
 import pytest
 
-from scaling.estimate import LOSSES, FitError, fit, jacobian, loss_named, make_problem, starting_points
+from scaling.errors import FitError
+from scaling.estimate import LOSSES, fit, jacobian, loss_named, make_problem, starting_points
 from scaling.laws import LAWS
-from scaling.table import read_table
+from scaling.table_read import read_table
 from tests.scaling_tables import TABLES, TRUTH, simulated, table
 
 CHINCHILLA = LAWS["chinchilla"]

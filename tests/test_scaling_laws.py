@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.laws import LAWS
+from scaling import chinchilla, data_constrained, kaplan, task
+from scaling.laws import LAWS, Law
 from tests.scaling_tables import TRUTH, grid
 
 N, D, S, U = 3e8, 7e9, 2e4, 1e9
@@ -49,6 +50,12 @@ BY_HAND = {
     "kaplan_c": ({"C_c": 3.1e8 * 8.64e19, "alpha": 0.05}, lambda p: (p["C_c"] / (6 * N * D)) ** p["alpha"]),
 }
 EVERY_LAW = pytest.mark.parametrize("name", list(LAWS))
+
+
+def test_every_declared_law_is_listed():
+    modules = (chinchilla, data_constrained, kaplan, task)
+    declared = {v.name: v for module in modules for v in vars(module).values() if isinstance(v, Law)}
+    assert declared == LAWS
 
 
 @EVERY_LAW

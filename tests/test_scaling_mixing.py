@@ -5,17 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from scaling.mixing import (
-    MixingError,
-    MixingLaw,
-    best_shares,
-    bootstrap,
-    fit_mixing,
-    fit_sizes,
-    forecast,
-    read_mixtures,
-    target_of,
-)
+from scaling.errors import MixingError
+from scaling.mixing import MixingLaw, best_shares, bootstrap, fit_mixing, fit_sizes, forecast, read_mixtures, target_of
 from tests.test_data_cli import script
 
 TRUE = (MixingLaw(1.2, np.array([-1.5, 0.3])), MixingLaw(1.5, np.array([0.1, -0.9])))

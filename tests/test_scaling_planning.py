@@ -16,9 +16,10 @@ from configs.reader import ConfigError, build
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
 from scaling.artifact import read_draws, read_law, write_law
+from scaling.errors import PlanError
 from scaling.estimate import fit, jacobian
 from scaling.laws import LAWS
-from scaling.planning import Candidates, PlanError, best_for, covariance, design, sensible
+from scaling.planning import Candidates, best_for, covariance, design, sensible
 from scaling.planning import grid as candidate_grid
 from scaling.sweepfile import candidates, read_setting, shapes, sweep_yaml
 from scaling.uncertainty import bootstrap, residual_sigma

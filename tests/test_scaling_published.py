@@ -6,7 +6,8 @@ import pytest
 
 from scaling.estimate import fit, loss_named, make_problem, minimise
 from scaling.laws import LAWS
-from scaling.table import Table, read_table
+from scaling.table import Table
+from scaling.table_read import read_table
 from tests.scaling_tables import TABLES
 
 CHINCHILLA = LAWS["chinchilla"]

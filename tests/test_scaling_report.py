@@ -15,10 +15,12 @@ from scaling_tables import TABLES, TRUTH, simulated, table
 from scaling import plots, plots_law, text, traces
 from scaling.artifact import plain
 from scaling.baselines import read_baselines
+from scaling.errors import TableError
 from scaling.laws import LAWS
 from scaling.report import write_report
 from scaling.study import Options, study
-from scaling.table import BITS, NATS, Excluded, Table, TableError, read_table
+from scaling.table import BITS, NATS, Excluded, Table
+from scaling.table_read import read_table
 from scaling.view import View
 
 HOSTILE = "<script>alert(1)</script>"

@@ -9,7 +9,7 @@ import pytest
 from scaling_tables import table
 from test_train_trunk import go, ladder, save
 
-from scaling.estimate import FitError
+from scaling.errors import FitError
 from scaling.laws import LAWS
 from scaling.planning import Candidates
 from scaling.stopping import Rule, _sigma, expendable, judge, reasons

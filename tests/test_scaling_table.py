@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from scaling.table import TableError, read_table
+from scaling.errors import TableError
+from scaling.table_read import read_table
 
 HEADER = "N,D,loss\n"
 

@@ -16,7 +16,7 @@ from scaling.console import show
 from scaling.laws import LAWS
 from scaling.report import write_report
 from scaling.study import Options, Study, study
-from scaling.table import read_table
+from scaling.table_read import read_table
 from scaling.truth import entropy_rate, verdict
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.estimate import FitError, fit
+from scaling.errors import FitError, TableError
+from scaling.estimate import fit
 from scaling.guards import inspect
 from scaling.laws import LAWS
-from scaling.table import Table, TableError
-from scaling.transfer import picture, read_scans, transfers
+from scaling.plots_lr_transfer import picture
+from scaling.table import Table
+from scaling.transfer import read_scans, transfers
 from scaling.tuning import at_best, scans
 from scaling.uncertainty import bootstrap
 from scripts.fit import main as fit_main

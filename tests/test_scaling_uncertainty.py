@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from scaling.estimate import FitError, fit
+from scaling.errors import FitError
+from scaling.estimate import fit
 from scaling.laws import LAWS
 from scaling.uncertainty import bootstrap, cluster_index, predictive_draws
 from tests.scaling_tables import grid, simulated, table

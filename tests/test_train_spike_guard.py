@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from conftest import Ranks, read_record
 
-from scaling.table import read_table
+from scaling.table_read import read_table
 from scaling.traces import read_curves
 from train.metrics import read_metrics
 
