@@ -31,7 +31,7 @@ class LevelConfig:
 
 @config
 class GrammarConfig:
-    """A generated language with a known entropy per token (`data/grammar.py`)."""
+    """A generated language with a known entropy per token (`data/corpus/grammar.py`)."""
 
     levels: tuple[LevelConfig, ...] = (LevelConfig(symbols=32_768, length=3),)
     """From the roots to the tokens. As given: a lexicon of 32,768 words of 3 tokens."""
@@ -134,7 +134,8 @@ class TextConfig:
     """Drop documents that were seen before.
 
     `exact`: those with the same text, up to case and white space (100 bytes of memory a document). `near`: also those
-    that share most of their 5-word sequences with an earlier one (about 3 kB a document; see data/duplicates.py).
+    that share most of their 5-word sequences with an earlier one (about 3 kB a document; see
+    data/corpus/duplicates.py).
     """
 
     duplicate_threshold: float = 0.8

@@ -3,7 +3,8 @@
 Shapes are written as suffixes: B sequences, T tokens, D = d_model, H heads, K = d_head, V = vocab_size.
 
 The classes `Embedding`, `Positions`, `Block`, `FinalNorm` and `Readout` are the layers of the model, in order.
-`GPT` strings them together as a plain `nn.Module`; `train/pipeline.py` hands the same classes to a pipeline.
+`GPT` strings them together as a plain `nn.Module`; `train/engine/pipeline_module.py` hands the same classes to a
+pipeline.
 """
 
 import math

@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import scipy
 
-from scaling.artifact import SCHEMA
-from scaling.averaging import Average, average, candidates, summary
-from scaling.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
 from scaling.errors import FitError
-from scaling.estimate import Fit, Loss, fit, loss_named, rows_for
-from scaling.guards import Warned, inspect
+from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
+from scaling.fit.estimate import Fit, Loss, fit, loss_named, rows_for
+from scaling.fit.model_averaging import Average, average, candidates, summary
+from scaling.fit.profile import profile
+from scaling.fit.weights import weights_for
+from scaling.forecast.law_file import SCHEMA
 from scaling.laws import LAWS, Array, Law, law_named
-from scaling.noise import weights_for
-from scaling.profile import profile
-from scaling.sensitivity import sensitivity
-from scaling.table import Table
-from scaling.truth import entropy_rate
-from scaling.tuning import Tuned
-from scaling.uncertainty import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
+from scaling.tables.table import Table
+from scaling.validation.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
+from scaling.validation.diagnostics import Warned, inspect
+from scaling.validation.known_entropy import entropy_rate
+from scaling.validation.lr_scans import Tuned
+from scaling.validation.sensitivity import sensitivity
 
 COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 

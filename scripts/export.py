@@ -42,8 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--step", type=int, metavar="N", help="optimizer steps done (default: newest checkpoint)")
     options = parser.parse_args(arguments)
     # Importing torch takes seconds; a mistake in the command line is told at once.
-    from train.checkpoint import CheckpointError
-    from train.export import ExportError, export
+    from train.checkpoint.checkpoint import CheckpointError
+    from train.checkpoint.export import ExportError, export
 
     try:
         done = export(options.run_dir, options.out, options.step)

@@ -8,8 +8,8 @@ Units: N in parameters, D in tokens, loss in nats per token, C in FLOPs.
 
 RUNS_DIR holds one directory a run, each with the record.json of a finished run. TABLE is CSV, JSONL or Parquet with
 columns N, D, loss and optionally run, C, weight. Of runs with different tokenizers, bits per byte are fitted:
---column loss=bits_per_byte --column D=training_bytes. RUNS_DIR/baselines.json (scripts/ngram.py) is shown beside the
-runs. The law is fitted to every row; the held-out rows are predicted by
+--column loss=bits_per_byte --column D=training_bytes. RUNS_DIR/baselines.json (scripts/studies/ngram.py) is shown
+beside the runs. The law is fitted to every row; the held-out rows are predicted by
 a second fit that has not seen them.
 """
 
@@ -22,22 +22,22 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling.artifact import require_writable, write_draws, write_law
-from scaling.averaging import all_draws
-from scaling.baselines import read_baselines
-from scaling.commandline import Parser, ending, pairs, pinned, quantity
-from scaling.console import show
+from scaling.cli import Parser, ending, pairs, pinned, quantity
 from scaling.errors import ArtifactError, FitError, TableError
-from scaling.estimate import LOSSES
+from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS
+from scaling.fit.estimate import LOSSES
+from scaling.fit.model_averaging import all_draws
+from scaling.fit.weights import WEIGHTS
+from scaling.forecast.law_file import require_writable, write_draws, write_law
+from scaling.forecast.preregistration import tally
 from scaling.laws import LAWS
-from scaling.noise import WEIGHTS
-from scaling.registry import tally
+from scaling.report.console import show
 from scaling.study import Options, study
-from scaling.table import C_DEFINITIONS, N_DEFINITIONS
-from scaling.table_cells import MOST
-from scaling.table_read import read_table
-from scaling.tuning import at_best, scans
-from scaling.uncertainty import DRAWS, LEVEL, METHODS
+from scaling.tables.baselines import read_baselines
+from scaling.tables.cells import MOST
+from scaling.tables.read import read_table
+from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.validation.lr_scans import at_best, scans
 
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
 
@@ -128,7 +128,7 @@ def run(args: argparse.Namespace) -> None:
         write_draws(out / "average.npz", all_draws(result.average))
     written = write_law(out, result.law, result.draws)
     console.print(f"law: {written}", soft_wrap=True)
-    from scaling.report import write_report  # matplotlib is slow to import and not needed before
+    from scaling.report.report import write_report  # matplotlib is slow to import and not needed before
 
     runs_dir = args.source if args.source.is_dir() else None
     console.print(f"report: {write_report(result.law, table, result.draws, runs_dir, out)}", soft_wrap=True)

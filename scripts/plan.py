@@ -30,14 +30,14 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.reader import ConfigError
-from scaling.artifact import read_draws, read_law, write_atomically
-from scaling.commandline import Parser, ending, quantity
+from scaling.cli import Parser, ending, quantity
+from scaling.design.optimal_design import Best, Candidates, Design, best_for, design, grid, sensible
+from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import ArtifactError, ForecastError, PlanError
-from scaling.forecast import forecast
+from scaling.forecast.forecast import forecast
+from scaling.forecast.law_file import read_draws, read_law, write_atomically
+from scaling.formatting import count, flops, significant
 from scaling.laws import Array
-from scaling.planning import Best, Candidates, Design, best_for, design, grid, sensible
-from scaling.sweepfile import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
-from scaling.text import count, flops, significant
 
 RUNS = 3
 

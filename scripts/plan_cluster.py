@@ -13,10 +13,10 @@ from rich.table import Table
 
 from configs.reader import ConfigError, Problem
 from model.counts import count_parameters
-from train.cluster import MATMUL_EFFICIENCY, Cluster, Prediction, alternatives, obstacle, predict, replicas_of
 from train.config import RunConfig, load_run
-from train.hardware import GIB, GPUS, USABLE
-from train.memory import blocks_of_stage
+from train.cost.gpus import GIB, GPUS, USABLE
+from train.cost.memory import blocks_of_stage
+from train.cost.step_time import MATMUL_EFFICIENCY, Cluster, Prediction, alternatives, obstacle, predict, replicas_of
 
 EPILOG = f"""\
 examples:

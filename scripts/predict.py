@@ -20,13 +20,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.artifact import read_law
-from scaling.commandline import Parser, ending, quantity
+from scaling.cli import Parser, ending, quantity
 from scaling.errors import ArtifactError, ForecastError
-from scaling.forecast import Forecast, forecast, task_score
-from scaling.registry import register
-from scaling.table import NATS
-from scaling.text import nats
+from scaling.forecast.forecast import Forecast, forecast, task_score
+from scaling.forecast.law_file import read_law
+from scaling.forecast.preregistration import register
+from scaling.formatting import nats
+from scaling.tables.table import NATS
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

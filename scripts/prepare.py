@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
-from data.batches import Manifest
 from data.config import DataConfig, DataError
-from data.contamination import warning
-from data.mixture import open_mixture
-from data.tokenizer import expand_data
-from train.sweep import load_sweep
+from data.corpus.contamination import warning
+from data.corpus.tokenizer import expand_data
+from data.loading.batches import Manifest
+from data.loading.mixture import open_mixture
+from train.sweep.expand import load_sweep
 
 EPILOG = """\
 Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and vocab_size count tokens.

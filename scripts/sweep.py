@@ -13,19 +13,19 @@ from configs.reader import ConfigError, Problem, dump_yaml
 from configs.run_record import complete_record
 from data.config import DataError
 from model.counts import count_parameters
-from scaling.bands import LEAST_RUNGS
+from scaling.design.optimal_design import Candidates
+from scaling.design.stopping import Rule, judge, reasons
 from scaling.errors import FitError, TableError
-from scaling.planning import Candidates
-from scaling.stopping import Rule, judge, reasons
-from scaling.table_read import read_table
-from train.display import result_table, show_table, status_table
-from train.plan import make_plan, plan_summary, plan_table
-from train.runstate import checkpoint_step, read_states
-from train.scheduler import end_of_log, run_sweep
-from train.slots import as_if, find_devices, require_devices
-from train.stored import require_unchanged
-from train.sweep import load_sweep
-from train.sweep_run import Run, Sweep
+from scaling.studies.curve_bands import LEAST_RUNGS
+from scaling.tables.read import read_table
+from train.checkpoint.stored_config import require_unchanged
+from train.launch.devices import as_if, find_devices, require_devices
+from train.launch.display import result_table, show_table, status_table
+from train.launch.plan import make_plan, plan_summary, plan_table
+from train.launch.run_state import checkpoint_step, read_states
+from train.launch.scheduler import end_of_log, run_sweep
+from train.sweep.expand import load_sweep
+from train.sweep.run import Run, Sweep
 
 EPILOG = """\
 examples:
@@ -109,7 +109,11 @@ def _renew_bands(sweep: Sweep) -> None:
     """Let the finished runs predict the loss curves of the others, in a process that training does not wait for."""
     complete = sum(complete_record(run.directory) is not None for run in sweep.runs)
     if LEAST_RUNGS <= complete < len(sweep.runs):
-        command = [sys.executable, str(Path(__file__).with_name("band.py")), str(sweep.config.directory)]
+        command = [
+            sys.executable,
+            str(Path(__file__).with_name("studies") / "curve_bands.py"),
+            str(sweep.config.directory),
+        ]
         subprocess.Popen(["nice", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -137,7 +141,7 @@ def _candidates(runs: Sequence[Run]) -> Candidates:
 
 
 def _prepare(sweep: Sweep) -> None:
-    from train.corpora import prepare_corpora  # reads text and tokenizers, which a plan needs no time for
+    from train.sweep.corpora import prepare_corpora  # reads text and tokenizers, which a plan needs no time for
 
     for remark in prepare_corpora(sweep.runs):
         print(remark)

@@ -154,7 +154,7 @@ def run_cases(world_size: int, config: Path, cases: list[dict[str, Any]], folder
     folder.mkdir()
     (folder / "cases.json").write_text(json.dumps(cases))
     arguments = [str(config), str(folder / "cases.json"), str(folder / "results.pt")]
-    status, output = Ranks(world_size, arguments, ("-m", "tests.parity_ranks")).finish(timeout=500)
+    status, output = Ranks(world_size, arguments, ("-m", "tests.helpers.parity_ranks")).finish(timeout=500)
     assert status == 0, output
     return torch.load(folder / "results.pt")
 

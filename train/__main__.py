@@ -7,8 +7,8 @@ from pathlib import Path
 from configs.reader import dump_yaml
 from data.files import require_writable
 from train.config import load_run
-from train.status import MEANING, exit_status
-from train.watchdog import watch_launcher
+from train.exit_codes import MEANING, exit_status
+from train.supervision.watchdog import watch_launcher
 
 _EXAMPLE = """\
 example:
@@ -54,8 +54,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
     require_writable(run_dir)
     watch_launcher()
     # Importing torch takes seconds; mistakes in the configuration are told before.
-    from train.job import run_job
-    from train.topology import disconnect
+    from train.distributed.topology import disconnect
+    from train.run import run_job
 
     try:
         return run_job(run, run_dir, str(options.config), options.deepspeed_config)
@@ -65,8 +65,8 @@ def _run(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _serve(directory: Path) -> int:
     watch_launcher()
-    from train.topology import disconnect
-    from train.worker import serve
+    from train.distributed.topology import disconnect
+    from train.launch.worker import serve
 
     try:
         return serve(directory)

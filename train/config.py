@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from configs.reader import ConfigError, Problem, config, load
 from data.config import DataConfig
-from data.tokenizer import expand_data
+from data.corpus.tokenizer import expand_data
 from model.config import ModelConfig, expand_model
 from model.counts import training_flops_per_token
 

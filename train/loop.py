@@ -3,24 +3,24 @@
 from pathlib import Path
 from typing import Any
 
-from data.mixture import Mixture
-from train import checkpoint
-from train.batches import training_batches
+from data.loading.mixture import Mixture
+from train.checkpoint import checkpoint
+from train.checkpoint.fragments import without_gradient
 from train.config import RunConfig
-from train.ds_config import derive
-from train.engine import build_engine, gradient_norm, release, train_step
-from train.fragments import without_gradient
-from train.guard import Course, Rollback, SpikeGuard
-from train.heartbeat import Heart
-from train.preemption import Preempted, StopRequest
-from train.record import describe_data
-from train.reporter import Reporter, StepClock
-from train.rng import seed_all
-from train.schedule import lr_multiplier
-from train.spikes import Kind, Verdict
-from train.status import RunEnded, Status
-from train.topology import Topology
-from train.validation import Losses, Validation
+from train.distributed.topology import Topology
+from train.engine.ds_config import derive
+from train.engine.engine import build_engine, gradient_norm, release, train_step
+from train.engine.lr_schedule import lr_multiplier
+from train.engine.micro_batches import training_batches
+from train.engine.random_state import seed_all
+from train.engine.validation_loss import Losses, Validation
+from train.exit_codes import RunEnded, Status
+from train.stability.spike_detector import Kind, Verdict
+from train.stability.spike_guard import Course, Rollback, SpikeGuard
+from train.supervision.heartbeat import Heart
+from train.supervision.preemption import Preempted, StopRequest
+from train.telemetry.record import describe_data
+from train.telemetry.reporter import Reporter, StepClock
 
 _LOOK = 20
 """Steps after a start at which every parameter must have had a gradient; fp16 has found its loss scale by then."""

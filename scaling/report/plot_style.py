@@ -1,0 +1,189 @@
+"""How the pictures look: one style, one colour per model size, log axes whose ticks can be read.
+
+Matplotlib's global state is left alone: figures are made without pyplot, under a style that applies to them only.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+
+from scaling.formatting import count, flops
+from scaling.laws import Array
+
+DPI = 144
+WIDTH = 9.0  # inches, of every figure, so that their letters are of one size on the page
+INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
+LAW, HELD_OUT, SECOND, THIRD = "#1f4e8c", "#c4421a", "#2f7d4f", "#8a5a9e"
+STYLE = {
+    "font.size": 9.5,
+    "font.family": "DejaVu Sans",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 9.5,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.7,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "xtick.major.size": 3,
+    "ytick.major.size": 3,
+    "text.color": INK,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "legend.title_fontsize": 8.5,
+    "lines.linewidth": 1.5,
+    "figure.facecolor": "white",
+    "axes.facecolor": "white",
+}
+LABELS = {
+    "N": "parameters N",
+    "D": "training tokens D",
+    "C": "training compute C (FLOPs)",
+    "U": "unique tokens U",
+    "S": "steps S",
+    "loss": "loss (nats per token)",
+}
+
+
+@contextmanager
+def figure(height: float, rows: int = 1, columns: int = 1, **options: object) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A figure of the house style, WIDTH by ``height`` inches, and its axes row by row."""
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        drawn = Figure(figsize=(WIDTH, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+        axes = drawn.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
+        yield drawn, list(axes.ravel())
+
+
+def png(drawn: Figure) -> bytes:
+    """The figure as a PNG file."""
+    with matplotlib.rc_context(STYLE):  # type: ignore[arg-type]
+        buffer = io.BytesIO()
+        # No date and no library version: the same data give the same bytes.
+        drawn.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        return buffer.getvalue()
+
+
+# --- Colours ------------------------------------------------------------------------------------------------------
+
+
+def _between(name: str, low: float, high: float) -> Colormap:
+    whole = matplotlib.colormaps[name]
+    return LinearSegmentedColormap.from_list(f"{name}_part", whole(np.linspace(low, high, 256)))
+
+
+# The ends that are too pale for white paper are cut off.
+COLOURS = {"N": _between("viridis", 0.0, 0.86), "D": _between("plasma", 0.0, 0.84)}
+
+
+class Scale:
+    """Colours for the values of N or D: the same value has the same colour in every picture."""
+
+    def __init__(self, variable: str, values: Iterable[float]) -> None:
+        self.variable = variable
+        self.values = np.unique(np.asarray(list(values), dtype=float))
+        low, high = float(self.values.min()), float(self.values.max())
+        self.norm = LogNorm(low, high if high > low else low * 10)
+        self.colours = COLOURS[variable]
+
+    def __call__(self, value: float | Array) -> Array:
+        """RGBA (..., 4) of values (...)."""
+        return np.asarray(self.colours(self.norm(value)))
+
+    @property
+    def few(self) -> bool:
+        """Whether every value can have a line of its own in a legend."""
+        return len(self.values) <= 10
+
+    def shown(self, most: int = 7) -> Array:
+        """The values that get a curve and a line in the legend: all if they are few, else evenly spread ones."""
+        if len(self.values) <= most:
+            return self.values
+        return np.quantile(self.values, np.linspace(0.02, 0.98, min(most, 5)), method="nearest")
+
+    def key(self, drawn: Figure, axes: Sequence[Axes]) -> None:
+        """A legend of the values where they are few, a colour bar where they are many."""
+        if self.few:
+            labels = [f"{self.variable} = {count(v)}" for v in self.values]
+            marks = [
+                axes[0].plot([], [], "o", ms=5, color=self(v), label=text)[0]
+                for v, text in zip(self.values, labels, strict=True)
+            ]
+            drawn.legend(handles=marks, loc="outside right upper", handletextpad=0.3, borderaxespad=0)
+            return
+        mappable = matplotlib.cm.ScalarMappable(self.norm, self.colours)
+        bar = drawn.colorbar(mappable, ax=list(axes), pad=0.02, aspect=30, shrink=0.9)
+        bar.outline.set_visible(False)
+        bar.set_label(LABELS[self.variable])
+        ticks = log_ticks(self.norm.vmin or 1, self.norm.vmax or 10)
+        bar.set_ticks(ticks, labels=[count(t) for t in ticks])
+        bar.ax.minorticks_off()
+
+
+# --- Axes ---------------------------------------------------------------------------------------------------------
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers between ``low`` and ``high``, as many as an axis can carry without their touching."""
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    apart = math.log10(high / low) / (most + 3)
+    for steps in ((1, 1.5, 2, 3, 4, 5, 6, 7, 8), (1, 1.5, 2, 3, 5, 7), (1, 2, 5), (1, 3), (1,)):
+        ticks = [m * 10.0**e for e in range(first, last + 1) for m in steps if low <= m * 10.0**e <= high]
+        if len(ticks) <= most and all(np.diff(np.log10(ticks)) >= apart):
+            break
+    else:
+        ticks = ticks[:: math.ceil(len(ticks) / most)]
+    if len(ticks) >= 3:
+        return ticks
+    return [float(t) for t in MaxNLocator(5).tick_values(low, high) if low <= t <= high and t > 0]
+
+
+def log_axis(axis: Axis, variable: str, label: str | None = None) -> None:
+    """Make an axis logarithmic in a variable. Call it when everything is drawn: the ticks follow the limits."""
+    axes = axis.axes
+    is_x = axis is axes.xaxis
+    (axes.set_xscale if is_x else axes.set_yscale)("log")
+    low, high = sorted(axes.get_xlim() if is_x else axes.get_ylim())
+    ticks = log_ticks(low, high)
+    (axes.set_xlim if is_x else axes.set_ylim)(low, high)
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_minor_locator(NullLocator())
+    axis.set_minor_formatter(NullFormatter())
+    axis.set_major_formatter(FuncFormatter(_formatter(variable)))
+    axis.set_label_text(label or LABELS.get(variable, variable))
+
+
+def _formatter(variable: str) -> Callable[[float, int], str]:
+    if variable == "loss":
+        return lambda value, _: f"{value:.4g}"
+    if variable == "C":
+        return lambda value, _: flops(value)
+    return lambda value, _: count(value)
+
+
+def span(values: Array, margin: float = 0.06) -> tuple[float, float]:
+    """Limits of a log axis that leave a margin around ``values``."""
+    low, high = float(np.min(values)), float(np.max(values))
+    room = (high / low) ** margin if high > low else 1.05
+    return low / room, high * room

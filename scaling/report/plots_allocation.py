@@ -1,0 +1,69 @@
+"""Pictures of how to spend compute: best N and D against budgets, and the IsoFLOP profiles behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from scaling.design.allocation import Approach, Profile
+from scaling.forecast.fitted_law import View
+from scaling.formatting import flops
+from scaling.report.plot_style import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
+
+COLOURS = {"envelope": SECOND, "isoflop": THIRD, "parametric": LAW}
+
+
+def budgets(approaches: Sequence[Approach], view: View) -> Figure:
+    """Best N and D against compute, by every approach that applies."""
+    top = float(view.table.columns["C"].max())
+    with figure(4.6, 1, 2) as (drawn, axes):
+        for approach in approaches:
+            if not approach.applies:
+                continue
+            C, colour = approach.budgets, COLOURS[approach.name]
+            reads = approach.name == "parametric"
+            for axis, name in zip(axes, ("N", "D"), strict=True):
+                ends = (approach.low, approach.high)
+                curve, low, high = approach.N, *ends
+                seen = approach.seen[1]
+                if name == "D":
+                    curve, high, low = (C / view.flops_per_token(n) for n in (curve, *ends))
+                    seen = approach.seen[0] / view.flops_per_token(seen) if len(seen) else seen
+                axis.fill_between(C, low, high, color=colour, alpha=0.2 if reads else 0.12, lw=0)
+                axis.plot(C, curve, color=colour, lw=2 if reads else 1.5, ls="-" if reads else "--")
+                axis.plot(approach.seen[0], seen, "o", ms=4, color=colour, mec="white", mew=0.4)
+            axes[0].plot(
+                [], [], color=colour, ls="-" if reads else "--", label=f"{approach.title}, a = {approach.a:.3f}"
+            )
+        for axis, name in zip(axes, ("N", "D"), strict=True):
+            axis.axvspan(top, approaches[-1].budgets[-1], color=MUTED, alpha=0.06, lw=0)
+            axis.set_xlim(approaches[-1].budgets[0], approaches[-1].budgets[-1])
+            log_axis(axis.xaxis, "C")
+            log_axis(axis.yaxis, name)
+            axis.set_ylabel(f"best {LABELS[name]}")
+        drawn.legend(loc="outside upper left", ncols=3)
+    return drawn
+
+
+def profiles(found: Sequence[Profile]) -> Figure | None:
+    """Loss against size at every budget with enough sizes, the cubic and its minimum."""
+    if not found:
+        return None
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(found)))
+    with figure(4.9) as (drawn, (axis,)):
+        for profile, colour in zip(found, colours, strict=True):
+            label = f"C = {flops(profile.C)}"
+            axis.plot(profile.N, profile.loss, "o", ms=4.5, color=colour, mec="white", mew=0.5, label=label)
+            sizes = np.geomspace(profile.N.min(), profile.N.max(), 80)
+            best = profile.minimum
+            axis.plot(sizes, profile.at(sizes), color=colour, lw=1.3, ls="-" if best else ":")
+            if best:
+                axis.plot(best, profile.at(np.array([best])), "D", ms=6, color=colour, mec="black", mew=0.8, zorder=4)
+        axis.set_ylim(*span(np.concatenate([p.loss for p in found]), 0.05))
+        log_axis(axis.xaxis, "N")
+        log_axis(axis.yaxis, "loss")
+        drawn.legend(loc="outside right upper", handletextpad=0.2)
+    return drawn

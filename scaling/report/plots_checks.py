@@ -1,0 +1,190 @@
+"""Pictures of how far to believe a law: held-out predictions, residuals, profile of E, backtests, sensitivity."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from scaling.forecast.fitted_law import View
+from scaling.formatting import count, flops, symbol
+from scaling.laws import Array
+from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
+
+LISTED = 16  # held-out rows that are listed one by one; more are drawn as a cloud
+
+
+def _signed(value: float, _: int) -> str:
+    return f"{value:+.3g} %".replace("-", "−") if value else "0 %"
+
+
+def holdout(rows: list[dict[str, Any]], level: float, unit: str = "loss (nats per token)") -> Figure:
+    """Held-out measurements against their predictions, and the relative errors with their intervals."""
+    measured = np.array([r["loss"] for r in rows])
+    predicted, low, high = (np.array([r[k] for r in rows]) for k in ("predicted", "low", "high"))
+    order = np.lexsort(([r["D"] for r in rows], [r["N"] for r in rows]))
+    listed = len(rows) <= LISTED
+    error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
+    covered = (below <= 0) & (above >= 0)
+    marks: list[tuple[Array, dict[str, Any]]] = [
+        (mask, {"fmt": shape, "ms": 5, "color": colour, "mec": "white", "mew": 0.5, "lw": 1.2, "capsize": 2})
+        for mask, shape, colour in ((covered, "o", HELD_OUT), (~covered, "s", MUTED))
+    ]
+    height = (max(3.4, 1.6 + 0.27 * len(rows)) if listed else 4.4) if len(rows) > 1 else 1.5
+    with figure(height, 1, 2 if len(rows) > 1 else 1) as (drawn, axes):
+        if len(rows) > 1:
+            _on_the_line(axes[0], measured, predicted, low, high, marks)
+            axes[0].set_ylabel(f"predicted {unit.split(' (')[0]}, {100 * level:g} % interval")
+            axes[0].set_xlabel(f"measured {unit}")
+        right = axes[-1]
+        place = np.empty(len(rows))
+        place[order] = np.arange(len(rows))
+        for mask, style in marks:
+            reach = np.clip([(error - below)[mask], (above - error)[mask]], 0, None)
+            if listed:
+                right.errorbar(error[mask], place[mask], xerr=reach, **style)
+            else:
+                right.errorbar(measured[mask], error[mask], yerr=reach, **style)
+        if listed:
+            right.axvline(0, color=INK, lw=1)
+            right.set_yticks(place, labels=[f"N {count(r['N'])}, D {count(r['D'])}" for r in rows])
+            right.set_ylim(-0.6, len(rows) - 0.4)
+            right.xaxis.set_major_formatter(FuncFormatter(_signed))
+            right.set_xlabel("error of the prediction")
+        else:
+            right.axhline(0, color=INK, lw=1)
+            right.yaxis.set_major_formatter(FuncFormatter(_signed))
+            right.set_ylabel("error of the prediction")
+            right.set_xlim(*span(measured, 0.05))
+            log_axis(right.xaxis, "loss")
+            right.set_xlabel(f"measured {unit}")
+    return drawn
+
+
+def _on_the_line(
+    axis: Axes, measured: Array, predicted: Array, low: Array, high: Array, marks: list[tuple[Array, dict[str, Any]]]
+) -> None:
+    """Predictions with their intervals against measurements, and the line on which both are equal."""
+    for mask, style in marks:
+        reach = np.clip([(predicted - low)[mask], (high - predicted)[mask]], 0, None)
+        axis.errorbar(measured[mask], predicted[mask], reach, **style)
+    ends = span(np.concatenate([measured, low, high]), 0.05)
+    axis.plot(ends, ends, color=INK, lw=1, zorder=1)
+    axis.set(xlim=ends, ylim=ends)
+    log_axis(axis.xaxis, "loss")
+    log_axis(axis.yaxis, "loss")
+    axis.set_box_aspect(1)
+
+
+def residuals(view: View, scale: Scale) -> Figure | None:
+    """Residuals of the fit against N and against D."""
+    values = np.array(view.law.get("residuals", []), dtype=float)
+    rows = np.isin(view.table.rows, view.law.get("rows", []))
+    if len(values) == 0 or rows.sum() != len(values):
+        return None
+    logarithmic = view.law.get("loss", {}).get("scale", "log") == "log"
+    values = 100 * np.expm1(values) if logarithmic else values
+    columns = {k: v[rows] for k, v in view.table.columns.items()}
+    held = np.isin(view.table.rows[rows], [r.get("row") for r in view.law.get("holdout", [])])
+    sigma = view.law.get("residual_sigma")
+    with figure(3.9, 1, 2, sharey=True) as (drawn, axes):
+        for axis, name in zip(axes, ("N", "D"), strict=True):
+            axis.axhline(0, color=INK, lw=1)
+            if sigma:
+                width = 100 * sigma if logarithmic else sigma
+                axis.axhspan(-width, width, color=MUTED, alpha=0.1, lw=0)
+            axis.scatter(columns[name], values, s=20, c=scale(columns["N"]), ec="white", lw=0.5, zorder=3)
+            if held.any():
+                axis.scatter(columns[name][held], values[held], s=60, fc="none", ec=HELD_OUT, lw=1.2, zorder=4)
+            axis.set_xlim(*span(columns[name], 0.06))
+            log_axis(axis.xaxis, name)
+            axis.set_xlabel(LABELS[name])
+            if logarithmic:
+                axis.yaxis.set_major_formatter(FuncFormatter(_signed))
+        axes[0].set_ylabel("measured − fitted" + (", relative" if logarithmic else " (nats per token)"))
+        scale.key(drawn, axes)
+    return drawn
+
+
+def profile(law: Mapping[str, Any]) -> Figure:
+    """Objective against E, all else refitted: how well the data fix the irreducible loss."""
+    found = law["profile_E"]
+    E, objective = np.array(found["E"], dtype=float), np.array(found["objective"], dtype=float)
+    least = float(law["certificate"]["objective"])
+    with figure(3.3) as (drawn, (axis,)):
+        low, high = found["interval"]
+        inside = (low if low is not None else E.min(), high if high is not None else E.max())
+        axis.axvspan(*inside, color=LAW, alpha=0.12, lw=0, label=f"{100 * found['level']:g} % interval by the profile")
+        axis.plot(E, objective / least, color=LAW, lw=1.8)
+        axis.axhline(found["threshold"] / least, color=MUTED, ls="--", lw=1.2, label="threshold of the interval")
+        axis.plot(law["params"]["E"], 1.0, "D", ms=7, color=HELD_OUT, mec="white", label="the fit")
+        top = 1 + 3 * max(found["threshold"] / least - 1, 1e-3)
+        axis.set_ylim(1 - 0.06 * (top - 1), top)
+        shown = E[objective / least <= top]
+        axis.set_xlim(*((shown.min(), shown.max()) if len(shown) > 1 else (E.min(), E.max())))
+        axis.set_xlabel("E (nats per token), the other coefficients refitted")
+        axis.set_ylabel("objective / its minimum")
+        drawn.legend(loc="outside upper left", ncols=3)
+    return drawn
+
+
+def ladder(windows: list[dict[str, Any]], compute: Mapping[int, float]) -> Figure:
+    """Errors of predictions against how far they reach, by the compute that each fit was allowed to see.
+
+    ``compute`` maps row numbers to C.
+    """
+    colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(windows)))
+    with figure(4.0) as (drawn, (axis,)):
+        axis.axhline(0, color=INK, lw=1)
+        reaches = []
+        for window, colour in zip(windows, colours, strict=True):
+            limit = window["largest_compute"]
+            x = np.array([compute.get(r["row"], 6 * r["N"] * r["D"]) / limit for r in window["scored"]])
+            y = np.array([100 * (r["predicted"] / r["loss"] - 1) for r in window["scored"]])
+            covered = np.array([r["low"] <= r["loss"] <= r["high"] for r in window["scored"]], dtype=bool)
+            label = f"up to {flops(limit)} FLOPs, {window['rows']} rows"
+            axis.scatter(x[covered], y[covered], s=22, color=colour, lw=0, label=label)
+            axis.scatter(x[~covered], y[~covered], s=22, fc="white", ec=[colour], lw=1.3)
+            reaches.append(x)
+        axis.set_xlim(*span(np.concatenate(reaches), 0.05))
+        log_axis(axis.xaxis, "C")
+        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
+        axis.set_xlabel("compute of the predicted run / largest compute in the fit")
+        axis.yaxis.set_major_formatter(FuncFormatter(_signed))
+        axis.set_ylabel("error of the prediction")
+        drawn.legend(loc="outside right upper", title="fitted", handletextpad=0.2, alignment="left")
+    return drawn
+
+
+def tornado(law: Mapping[str, Any]) -> Figure:
+    """How far every debatable choice alone, and all of them together, move the coefficients and the prediction."""
+    found = law["sensitivity"]
+    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found["spread"].get(n))]
+    rows = [*found["by_axis"], "all together"]
+    with figure(0.36 * len(rows) + 1.3, 1, len(names), sharey=True) as (drawn, axes):
+        for axis, name in zip(axes, names, strict=True):
+            for y, row in enumerate(rows):
+                ends = found["spread"].get(name) if row == "all together" else found["by_axis"][row].get(name)
+                if not _moved(ends):
+                    continue
+                least, median, largest = ends
+                colour = INK if row == "all together" else LAW
+                axis.plot([least, largest], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
+                axis.plot(median, y, "o", color=colour, ms=6, mec="white", mew=1.0)
+            if name in law["params"]:
+                axis.axvline(law["params"][name], color=HELD_OUT, lw=1.2)
+            axis.set_xlabel("predicted loss" if name == "prediction" else symbol(name))
+            axis.xaxis.set_major_locator(MaxNLocator(4))
+        axes[0].set_yticks(range(len(rows)), labels=rows)
+        axes[0].invert_yaxis()
+    return drawn
+
+
+def _moved(ends: list[float] | None) -> bool:
+    """Whether there are three finite numbers: the least, the median, the largest."""
+    return ends is not None and all(v is not None and np.isfinite(v) for v in ends)

@@ -1,0 +1,239 @@
+"""Pictures of a law and of what it was fitted to: training curves, slices against N, D and C, extrapolation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from scaling.forecast.fitted_law import View
+from scaling.formatting import count, symbol
+from scaling.laws import LAWS, Array
+from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
+from scaling.tables.curves import Curve, binned
+
+
+def curves(found: list[Curve], scale: Scale) -> Figure | None:
+    """Training loss of every run against tokens and, where it was logged, against compute."""
+    panels = [k for k in ("tokens", "flops") if any(np.isfinite(getattr(c, k)).any() for c in found)]
+    if not found or not panels:
+        return None
+    with figure(4.3, 1, len(panels), sharey=True) as (drawn, axes):
+        for axis, name in zip(axes, panels, strict=True):
+            lows, highs = [], []
+            for curve in found:
+                colour = scale(curve.N) if curve.N else MUTED
+                x, y = binned(getattr(curve, name), curve.loss)
+                axis.plot(x, y, color=colour, lw=1.1, ls="-" if curve.complete else ":", alpha=0.9)
+                last = np.flatnonzero(np.isfinite(curve.val_loss))
+                if len(last):
+                    at = last[-1]
+                    axis.plot(
+                        getattr(curve, name)[at], curve.val_loss[at], "o", ms=4, color=colour, mec="white", mew=0.5
+                    )
+                lows.append(np.nanmin(y, initial=np.inf))
+                highs.append(np.nanmax(y, initial=0))
+            axis.set_ylim(*span(np.array([min(lows), max(highs)])))
+            log_axis(axis.yaxis, "loss")
+            log_axis(axis.xaxis, "D" if name == "tokens" else "C")
+            axis.set_xlabel("tokens seen" if name == "tokens" else "compute spent (FLOPs)")
+        for axis in axes[1:]:
+            axis.set_ylabel("")
+        scale.key(drawn, axes)
+    return drawn
+
+
+# --- The law against its data -------------------------------------------------------------------------------------
+
+
+def _points(axis: Axes, view: View, x: str, scale: Scale) -> None:
+    columns = view.table.columns
+    axis.scatter(columns[x], columns["loss"], s=20, c=scale(columns[scale.variable]), ec="white", lw=0.5, zorder=3)
+
+
+def _companion(axis: Axes, view: View, name: str, style: str = "--") -> Array:
+    """Kaplan's law in one variable, over the rows that it was fitted to; returns the losses drawn (may be none)."""
+    fit = view.law.get("fits", {}).get(name, {})
+    rows = np.isin(view.table.rows, fit.get("rows", []))
+    if "params" not in fit or not rows.any():
+        return np.empty(0)
+    law = LAWS[name]
+    variable = law.variables[0]
+    measured, loss = view.table.columns[variable][rows], view.table.columns["loss"][rows]
+    x = np.geomspace(measured.min(), measured.max(), 100)
+    y = law.evaluate(fit["params"], {variable: x})
+    label = f"Kaplan L({variable}), α = {fit['params']['alpha']:.3f}"
+    axis.plot(x, y, style, color=INK, lw=1.3, zorder=4, label=label)
+    axis.scatter(measured, loss, s=52, fc="none", ec=INK, lw=0.8, zorder=4)
+    return y
+
+
+def _baselines(axis: Axes, view: View) -> None:
+    """A line for every other model whose loss lies between those of the runs."""
+    low, high = axis.get_ylim()
+    for name, loss in view.baselines.items():
+        if low < loss < high:
+            axis.axhline(loss, color=MUTED, lw=1, ls=":", zorder=1)
+            where = axis.get_yaxis_transform()
+            axis.text(0.99, loss, name, transform=where, fontsize=8, color=MUTED, ha="right", va="bottom")
+
+
+def _main_single(axis: Axes, view: View, variable: str) -> None:
+    """The law itself where it has ``variable`` only."""
+    x = np.geomspace(*span(view.table.columns[variable], 0.3), 150)
+    band = view.band({variable: x})
+    axis.fill_between(x, band.low, band.high, color=LAW, alpha=0.18, lw=0)
+    axis.plot(x, band.middle, color=LAW, label=view.declared.formula)
+
+
+def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
+    """Loss against N at several D, and against D at several N."""
+    with figure(4.9, 1, 2, sharey=True) as (drawn, axes):
+        visible = [view.table.columns["loss"]]
+        for axis, x, other in ((axes[0], "N", "D"), (axes[1], "D", "N")):
+            _points(axis, view, x, scales[other])
+            grid = np.geomspace(*span(view.table.columns[x], 0.12), 120)
+            if view.has_slices:
+                for value in scales[other].shown():
+                    fixed = np.full_like(grid, value)
+                    band = view.at(grid, fixed) if x == "N" else view.at(fixed, grid)
+                    axis.fill_between(grid, band.low, band.high, color=scales[other](value), alpha=0.16, lw=0)
+                    axis.plot(grid, band.middle, color=scales[other](value), lw=1.3)
+            elif view.declared.variables == (x,):
+                _main_single(axis, view, x)
+            visible.append(_companion(axis, view, f"kaplan_{x.lower()}"))
+            _value_key(axis, scales[other])
+        for axis, x in zip(axes, "ND", strict=True):
+            axis.set_ylim(*span(np.concatenate(visible), 0.12))
+            log_axis(axis.yaxis, "loss", view.unit)
+            log_axis(axis.xaxis, x)
+            _baselines(axis, view)
+        axes[1].set_ylabel("")
+    return drawn
+
+
+def _value_key(axis: Axes, scale: Scale) -> None:
+    """A legend above the panel: the curves by value, and the law in one variable."""
+    for value in scale.shown():
+        axis.plot([], [], "-o", ms=4, color=scale(value), label=f"{scale.variable} = {count(value)}")
+    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handlelength=1.6)
+
+
+def compute(view: View, scale: Scale) -> Figure:
+    """Loss against compute: every size, the least loss at a budget, and Kaplan's law in C."""
+    with figure(4.9) as (drawn, (axis,)):
+        _points(axis, view, "C", scale)
+        columns = view.table.columns
+        if view.is_surface:
+            for value in scale.values if scale.few else []:
+                mine = np.isclose(columns["N"], value, rtol=1e-9)
+                tokens = np.geomspace(*span(columns["D"][mine] if mine.any() else columns["D"], 0.3), 80)
+                C = tokens * view.flops_per_token(np.array([value]))
+                axis.plot(C, view.at(np.full_like(tokens, value), tokens).middle, color=scale(value), lw=1, alpha=0.75)
+            C = np.geomspace(*span(columns["C"], 0.12), 60)
+            band = view.best(C)
+            axis.fill_between(C, band.low, band.high, color=LAW, alpha=0.2, lw=0)
+            axis.plot(C, band.middle, color=LAW, lw=2.2, label="least loss at a budget, by the law")
+        elif view.declared.variables == ("C",):
+            _main_single(axis, view, "C")
+        line = _companion(axis, view, "kaplan_c")
+        axis.set_ylim(*span(np.concatenate([columns["loss"], line]), 0.12))
+        axis.set_xlim(*span(columns["C"], 0.1))
+        log_axis(axis.yaxis, "loss", view.unit)
+        log_axis(axis.xaxis, "C")
+        _baselines(axis, view)
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="upper right")
+        scale.key(drawn, [axis])
+    return drawn
+
+
+def response(view: View, scale: Scale) -> Figure:
+    """What a law predicts from one variable that is neither N, D nor C: the score of a task from the loss."""
+    (variable,) = view.declared.variables
+    columns = view.table.columns
+    with figure(4.2) as (drawn, (axis,)):
+        axis.scatter(
+            columns[variable], columns[view.declared.response], s=24, c=scale(columns["N"]), ec="white", lw=0.5
+        )
+        x = np.linspace(0.95 * columns[variable].min(), 1.05 * columns[variable].max(), 200)
+        band = view.band({variable: x})
+        axis.fill_between(x, band.low, band.high, color=LAW, alpha=0.2, lw=0)
+        axis.plot(x, band.middle, color=LAW, lw=2)
+        axis.set_xlabel(LABELS.get(variable, variable))
+        axis.set_ylabel(view.unit)
+        scale.key(drawn, [axis])
+    return drawn
+
+
+# --- Beyond the data ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """The least loss at ``factor`` times the largest compute of the table. Losses in nats per token."""
+
+    factor: float
+    C: float
+    loss: float
+    low: float
+    high: float
+
+
+FACTORS = (1.0, 10.0, 100.0, 1000.0)
+
+
+def extrapolated(view: View, factors: tuple[float, ...] = FACTORS) -> list[Step]:
+    """The least loss that the law expects at multiples of the largest compute, with intervals."""
+    top = float(view.table.columns["C"].max())
+    band = view.best(top * np.array(factors))
+    rows = zip(factors, band.middle, band.low, band.high, strict=True)
+    return [Step(f, top * f, float(m), float(low), float(high)) for f, m, low, high in rows]
+
+
+def fan(view: View, scale: Scale) -> Figure:
+    """The least loss at a budget, from the data to a thousand times their largest compute."""
+    columns = view.table.columns
+    steps = extrapolated(view)
+    with figure(4.6) as (drawn, (axis,)):
+        _points(axis, view, "C", scale)
+        C = np.geomspace(columns["C"].min(), steps[-1].C * 1.6, 90)
+        band = view.best(C)
+        axis.fill_between(C, band.low, band.high, color=LAW, alpha=0.2, lw=0, label=f"{100 * view.level:g} % interval")
+        axis.plot(C, band.middle, color=LAW, lw=2, label="least loss at a budget, by the law")
+        floor = view.law["params"].get("E")
+        if floor:
+            axis.axhline(floor, color=SECOND, lw=1.2, ls="--", label=f"E = {floor:.3f}")
+        axis.axvspan(float(columns["C"].max()), C[-1], color=MUTED, alpha=0.06, lw=0)
+        for step in steps[1:]:
+            error = [[step.loss - step.low], [step.high - step.loss]]
+            axis.errorbar(step.C, step.loss, error, fmt="o", ms=5, color=HELD_OUT, capsize=3, lw=1.3)
+            label = f"{step.factor:.0f}x\n{step.loss:.3f}"
+            axis.annotate(
+                label, (step.C, step.high), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
+            )
+        everything = np.concatenate([columns["loss"], band.low, [floor] if floor else []])
+        axis.set_ylim(*span(everything[everything > 0], 0.05))
+        axis.set_xlim(columns["C"].min() / 1.5, C[-1])
+        log_axis(axis.yaxis, "loss", view.unit)
+        log_axis(axis.xaxis, "C")
+        axis.legend(loc="upper right")
+        scale.key(drawn, [axis])
+    return drawn
+
+
+def parameter_pairs(view: View) -> Figure | None:
+    """Bootstrap draws of the exponents against E: which combinations the data leave open."""
+    names = [k for k in view.declared.parameters if k in ("alpha", "beta", "gamma")]
+    if "E" not in view.declared.parameters or not names or not view.thinned:
+        return None
+    with figure(3.4, 1, len(names)) as (drawn, axes):
+        for axis, name in zip(axes, names, strict=True):
+            axis.scatter(view.thinned["E"], view.thinned[name], s=9, color=LAW, alpha=0.4, lw=0)
+            axis.plot(view.law["params"]["E"], view.law["params"][name], "D", color=HELD_OUT, ms=6, mec="white")
+            axis.set_xlabel(f"E ({view.loss_unit})")
+            axis.set_ylabel(symbol(name))
+    return drawn

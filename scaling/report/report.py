@@ -1,0 +1,122 @@
+"""The report: one page that shows a law, the data behind it and the reasons to believe or doubt it.
+
+The page is self-contained: pictures are data URIs, nothing is loaded from anywhere. The same pictures lie beside it
+as PNG files. A section is there when law.json has what it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+
+from scaling.design.allocation import exponents
+from scaling.forecast.fitted_law import View
+from scaling.forecast.law_file import write_atomically
+from scaling.formatting import count, flops, formula, significant, symbol
+from scaling.laws import Array
+from scaling.report.page import Source, some
+from scaling.report.plot_style import Scale
+from scaling.report.sections_fit import SECTIONS
+from scaling.tables.table import Table
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def write_report(
+    law: Mapping[str, Any], table: Table, draws: Mapping[str, Array], runs_dir: Path | None, out: Path
+) -> Path:
+    """Write OUT/report/index.html and the PNGs beside it, and return the path of the page.
+
+    ``law`` is the content of law.json; any section may be missing. ``draws`` are the bootstrap draws, parameter name
+    -> (draws,), and may be empty: then there are no bands. ``runs_dir`` has the metrics.jsonl of the runs.
+    """
+    scales = {k: Scale(k, table.columns[k]) for k in ("N", "D")}
+    source = Source(View(law, table, draws), Path(runs_dir) if runs_dir else None, scales)
+    sections = [section for make in SECTIONS if (section := make(source))]
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["formula"] = formula
+    page = environment.get_template("report.html.j2").render(
+        title=_title(source), summary=_summary(source), warnings=law.get("warnings", []), sections=sections, law=law
+    )
+    directory = Path(out) / "report"
+    for section in sections:
+        for picture in section.pictures:
+            write_atomically(directory / f"{picture.name}.png", picture.image)
+    write_atomically(directory / "index.html", page.encode())
+    return directory / "index.html"
+
+
+# --- The first paragraph ------------------------------------------------------------------------------------------
+
+
+def _title(source: Source) -> str:
+    name = Path(source.law.get("source", "")).name
+    return f"Scaling law of {name}" if name else "Scaling law"
+
+
+def _range(values: Array, write: Callable[[float], str]) -> str:
+    low, high = write(float(values.min())), write(float(values.max()))
+    return low if low == high else f"{low} to {high}"
+
+
+def _summary(source: Source) -> list[str]:
+    """What was fitted, whether it held, and what it says: a paragraph in plain words."""
+    law, table = source.law, source.view.table
+    columns = table.columns
+    rows = some(len(table), "measurement")
+    runs = some(len(set(table.run)), "training run")
+    said = [
+        f"{law.get('formula', law['law'])} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
+        f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
+        f"{_range(columns['C'], flops)} FLOPs.",
+        *_verdict(source),
+        *_coefficients_in_words(source),
+    ]
+    if source.view.declared.name == "chinchilla":
+        a, b = exponents(law["params"])
+        said.append(
+            f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "
+            f"D ∝ C^{significant(float(b), 3)} tokens."
+        )
+    excluded = len(law.get("excluded", []))
+    if excluded:
+        said.append(f"{some(excluded, 'row')} {'was' if excluded == 1 else 'were'} left out; the reasons are below.")
+    return said
+
+
+def _verdict(source: Source) -> Iterator[str]:
+    rows = source.law.get("holdout", [])
+    if not rows:
+        yield "No measurement was held out, so nothing here shows that the law predicts."
+        return
+    errors = np.array([r["predicted"] / r["loss"] - 1 for r in rows])
+    covered = sum(r["low"] <= r["loss"] <= r["high"] for r in rows)
+    worst = 100 * float(np.abs(errors).max())
+    sizes = np.array([r["N"] for r in rows])
+    what = f"the {_range(sizes, count)}-parameter model" if len(set(sizes)) == 1 else "the largest models"
+    if len(rows) == 1:
+        off = f"was off by {worst:.2f} %, and the measurement lies {'inside' if covered else 'outside'} its"
+    else:
+        mean = 100 * float(np.abs(errors).mean())
+        off = f"were off by {mean:.2f} % on average and {worst:.2f} % at most, with {covered} of {len(rows)} inside the"
+    predictions = "The prediction" if len(rows) == 1 else f"The {len(rows)} predictions"
+    seen = "it" if len(rows) == 1 else "them"
+    yield f"{predictions} for {what}, made without having seen {seen}, {off} {source.level} interval."
+
+
+def _coefficients_in_words(source: Source) -> Iterator[str]:
+    intervals = source.law.get("intervals", {})
+    parts = []
+    for name, value in source.law["params"].items():
+        if name in intervals:
+            low, high = (significant(v, 3) for v in intervals[name])
+            parts.append(f"{symbol(name)} = {significant(value)} ({low} to {high})")
+        else:
+            parts.append(f"{symbol(name)} = {significant(value)}")
+    yield f"The fitted coefficients, with {source.level} intervals, are {', '.join(parts)}."

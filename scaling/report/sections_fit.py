@@ -1,0 +1,418 @@
+"""The sections of a report, each made from law.json, the table and the draws, or left out where they lack it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from scaling.design.allocation import Approach, Trace, allocate, disagreements, exponents, profiles
+from scaling.forecast.fitted_law import View
+from scaling.formatting import count, flops, formula, percent, significant, symbol
+from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
+from scaling.report.page import Grid, Section, Source, picture, some
+from scaling.report.plot_style import Scale
+from scaling.tables.curves import binned, read_curves
+from scaling.validation.known_entropy import verdict
+
+MOST_ROWS = 500  # of the table of runs
+
+MEANING = {
+    "E": "loss that no model and no data can remove, nats per token",
+    "A": "loss from too few parameters: A/N^α nats per token",
+    "B": "loss from too few tokens: B/D^β nats per token",
+    "alpha": "how fast loss falls with parameters",
+    "beta": "how fast loss falls with tokens",
+    "N_c": "parameters at which the law gives a loss of 1",
+    "D_c": "tokens at which the law gives a loss of 1",
+    "C_c": "FLOPs at which the law gives a loss of 1",
+}
+
+
+def _coefficients(source: Source) -> Section:
+    law = source.law
+    boundary = law.get("bootstrap", {}).get("boundary", {})
+    rows = []
+    for name, value in law["params"].items():
+        low, high = law.get("intervals", {}).get(name, (None, None))
+        at_bound = f"{100 * boundary[name]:.1f} %" if name in boundary else "–"
+        fixed = " (fixed)" if name in law.get("pinned", {}) else ""
+        rows.append(
+            [
+                formula(symbol(name) + fixed),
+                significant(value, 6),
+                f"{significant(low)} to {significant(high)}",
+                at_bound,
+                formula(MEANING.get(name, "")),
+            ]
+        )
+    boot = law.get("bootstrap", {})
+    note = ""
+    if boot:
+        unit = "whole runs" if boot.get("clustered") else "single rows"
+        note = (
+            f"Intervals: {boot.get('draws', 0):,} {boot.get('method', '')} bootstrap draws of {unit} "
+            f"({boot.get('clusters', 0)} of them). “At a bound” is the share of draws in which the coefficient ran "
+            "into the limit of its range: there the data do not determine it."
+        )
+    head = ("coefficient", "#value", f"#{source.level} interval", "#at a bound", "meaning")
+    text = [f"{law.get('formula', law['law'])}. {law.get('paper', '')}", *filter(None, [verdict(law)])]
+    grids = [Grid(head, rows, note)]
+    others = [_companion_row(fit) for fit in law.get("fits", {}).values()]
+    if others:
+        grids.append(
+            Grid(
+                ("law in one variable", "#scale", "#α", f"#{source.level} interval of α", "fitted to"),
+                others,
+                "These describe models that only one thing limits, so they are fitted to the lower envelope of the "
+                "measurements (Kaplan et al. 2020, arXiv:2001.08361).",
+            )
+        )
+    pictures = picture(
+        "pairs",
+        "Which coefficients the data leave open",
+        "Each dot is a refit to resampled runs, the diamond the fit itself. A tight round cloud means that the data "
+        "pin both coefficients; a long tilted one that they can only be told together.",
+        plots_law.parameter_pairs(source.view),
+    )
+    return Section("coefficients", "Coefficients", text, pictures, grids)
+
+
+def _companion_row(fit: Mapping[str, Any]) -> list[str]:
+    if "params" not in fit:
+        return [formula(fit.get("formula", "")), "–", "–", "–", f"not fitted: {fit.get('reason', 'no reason given')}"]
+    scale = next(v for k, v in fit["params"].items() if k != "alpha")
+    low, high = fit.get("intervals", {}).get("alpha", (None, None))
+    interval = f"{significant(low, 3)} to {significant(high, 3)}"
+    rows = some(len(fit.get("rows", [])), "row") + " of the envelope"
+    return [formula(fit["formula"]), significant(scale), significant(fit["params"]["alpha"]), interval, rows]
+
+
+def _law_section(source: Source) -> Section:
+    view = source.view
+    if not view.is_loss:
+        caption = f"Dots are measurements, the line is the fitted law, the band its {source.level} interval."
+        drawn = plots_law.response(view, source.scales["N"])
+        return Section("law", "The law and its data", [], picture("law", "The law", caption, drawn))
+    caption = (
+        "Dots are measurements. Coloured lines are the fitted law with the other variable held at the value of that "
+        f"colour, and the bands its {source.level} intervals. "
+        "The dashed line is Kaplan's law in one variable, fitted to the ringed dots, which nothing at their left "
+        "beats, and drawn over their range."
+    )
+    caption += _between_curves(source.scales)
+    if "U" in view.declared.variables:
+        caption += " The lines are for tokens that are never repeated; dots of repeated data lie above them."
+    compute = (
+        "Dots are measurements, and each thin line is one model size trained longer and longer. "
+        "The thick line is the least loss that the law allows at a budget, over all sizes. "
+        f"C is {_c_words(source)}. Dots below the band would mean that the law is wrong."
+    )
+    pictures = [
+        *picture(
+            "law_n_d", "Loss against parameters and tokens", caption, plots_law.slices(source.view, source.scales)
+        ),
+        *picture("law_c", "Loss against compute", compute, plots_law.compute(source.view, source.scales["N"])),
+    ]
+    return Section("law", "The law and its data", [], pictures)
+
+
+def _between_curves(scales: Mapping[str, Scale]) -> str:
+    """Says which dots have no curve of their own, where the values are too many for one each."""
+    parts = [
+        f"{len(scale.shown())} of the {len(scale.values)} values of {name}"
+        for name, scale in scales.items()
+        if len(scale.shown()) < len(scale.values)
+    ]
+    if not parts:
+        return ""
+    drawn = " and ".join(parts)
+    return f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
+
+
+def _c_words(source: Source) -> str:
+    definition = source.law.get("c_definition", source.view.table.c_definition)
+    return "6ND" if definition == "6nd" else "the training compute as recorded with each run"
+
+
+def _holdout(source: Source) -> Section | None:
+    rows = source.law.get("holdout", [])
+    if not rows:
+        return None
+    fit = source.law.get("holdout_fit") or {}
+    kept = f" to the other {fit['rows']} rows" if "rows" in fit else ""
+    rule = source.law.get("holdout_rule")
+    rule = f" (rule: {rule})" if rule else ""
+    text = [
+        f"These measurements{rule} were left out, the law was fitted{kept}, and only then were they compared with its "
+        "predictions. The coefficients on this page are of a fit to all rows."
+    ]
+    caption = (
+        "Left: on the line, prediction equals measurement. Right: the relative error of each prediction; a bar that "
+        f"crosses zero is a {source.level} interval that contains the measurement (round), one that does not is drawn "
+        "grey and square."
+    )
+    grid = Grid(
+        ("run", "#N", "#D", "#measured", "#predicted", f"#{source.level} interval", "#error", "inside"),
+        [_holdout_row(r) for r in rows],
+        f"Measured and predicted: {source.view.unit}.",
+        f"All {len(rows)} held-out measurements" if len(rows) > 30 else "",
+    )
+    drawn = plots_checks.holdout(rows, source.view.level, source.view.unit)
+    return Section(
+        "holdout", "Held-out prediction", text, picture("holdout", "Predicted and measured", caption, drawn), [grid]
+    )
+
+
+def _holdout_row(row: Mapping[str, Any]) -> list[str]:
+    inside = "yes" if row["low"] <= row["loss"] <= row["high"] else "no"
+    return [
+        str(row.get("run", "")),
+        count(row["N"]),
+        count(row["D"]),
+        f"{row['loss']:.4f}",
+        f"{row['predicted']:.4f}",
+        f"{row['low']:.4f} to {row['high']:.4f}",
+        percent(row["predicted"] / row["loss"] - 1),
+        inside,
+    ]
+
+
+def _residuals(source: Source) -> Section | None:
+    drawn = plots_checks.residuals(source.view, source.scales["N"])
+    if drawn is None:
+        return None
+    sigma = source.law.get("residual_sigma")
+    logarithmic = source.law.get("loss", {}).get("scale", "log") == "log"
+    size = f"{100 * sigma:.2f} %" if sigma and logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
+    text = [f"One standard deviation of the residuals is {size}."] if sigma else []
+    caption = (
+        "Each dot is one measurement: above zero the loss is higher than the fitted law. The grey band is one standard "
+        "deviation. A good law leaves no pattern; a curve or a tilt means that its form is wrong somewhere. "
+        "Ringed dots are those that the held-out test predicted."
+    )
+    pictures = picture("residuals", "Residuals by parameters and tokens", caption, drawn)
+    return Section("residuals", "Residuals", text, pictures)
+
+
+def _allocation(source: Source) -> Section | None:
+    view = source.view
+    if not view.is_surface:
+        return None
+    C = view.table.columns["C"]
+    top = float(C.max())
+    marked = top * np.array([1.0, 10.0, 100.0, 1000.0])
+    budgets = np.unique(np.concatenate([np.geomspace(float(C.min()), marked[-1], 60), marked]))
+    approaches = allocate(view, budgets, _traces(source))
+    law = next(a for a in approaches if a.name == "parametric")
+    text = [
+        "Three ways to find the size that makes the best of a budget (Hoffmann et al. 2022, arXiv:2203.15556, "
+        "section 3). "
+        f"C is {_c_words(source)}."
+    ]
+    if view.declared.name == "chinchilla":
+        a, b = exponents(source.law["params"])
+        text.append(
+            f"With C = 6ND the fitted law gives N_opt ∝ C^a with a = β/(α+β) = {float(a):.3f}{_spread(view, 0)} and "
+            f"D_opt ∝ C^b with b = α/(α+β) = {float(b):.3f}{_spread(view, 1)} (equation 4)."
+        )
+    said = disagreements(approaches, top)
+    applied = [a for a in approaches if a.applies]
+    if len(applied) > 1:
+        text += said or [f"The {len(applied)} approaches that apply agree within their intervals."]
+    caption = (
+        "The size and the number of tokens that give the least loss for a budget. "
+        f"Bands are {source.level} intervals. Dots are the optima that an approach reads off the runs. The grey part "
+        "lies beyond the compute of every measurement."
+    )
+    pictures = picture("allocation", "Best N and D at a budget", caption, plots_allocation.budgets(approaches, view))
+    pictures += picture(
+        "isoflop",
+        "IsoFLOP profiles",
+        "Runs of one budget, by size, with the cubic through them. The diamond is the best size; profiles without one "
+        "are not bracketed by measured sizes and are not used.",
+        plots_allocation.profiles(profiles(view.table)),
+    )
+    ways = [_approach_row(a, view, top) for a in approaches]
+    head = ("approach", "#exponent a", f"#{source.level} interval", f"#best N at {flops(top)}", "#best D", "remarks")
+    rows = []
+    for factor, budget in zip((1, 10, 100, 1000), marked, strict=True):
+        at = int(np.abs(budgets - budget).argmin())
+        N, low, high = law.N[at], law.low[at], law.high[at]
+        D, D_low, D_high = (budgets[at] / view.flops_per_token(n) for n in (N, high, low))
+        cells = [f"{count(N)} ({count(low)} to {count(high)})", f"{count(D)} ({count(D_low)} to {count(D_high)})"]
+        rows.append([flops(budgets[at]), f"{factor}x", *cells, f"{D / N:.3g}"])
+    table = Grid(
+        ("#budget C (FLOPs)", "#of the largest", "#best N", "#best D", "#tokens per parameter"), rows, "By approach 3."
+    )
+    return Section("allocation", "Compute-optimal allocation", text, pictures, [Grid(head, ways), table])
+
+
+def _traces(source: Source) -> list[Trace]:
+    """Training curves against compute, of the runs that are fitted."""
+    if source.runs_dir is None or source.view.table.c_definition == "6nd":
+        return []
+    found = [c for c in read_curves(source.runs_dir) if c.complete and c.N and c.name in source.view.table.run]
+    sizes = dict(zip(source.view.table.run, source.view.table.columns["N"], strict=True))
+    traces = []
+    for curve in found:
+        C, loss = binned(curve.flops, curve.loss)
+        if len(C) > 1:
+            traces.append(Trace(curve.name, float(sizes[curve.name]), C, loss))
+    return traces
+
+
+def _approach_row(approach: Approach, view: View, top: float) -> list[str]:
+    if not approach.applies:
+        return [approach.title, "–", "–", "–", "–", f"does not apply: {approach.reason}"]
+    at = int(np.abs(np.log(approach.budgets / top)).argmin())
+    N = approach.N[at]
+    low, high = approach.a_interval
+    cells = [f"{approach.a:.3f}", f"{low:.3f} to {high:.3f}", count(N), count(top / float(view.flops_per_token(N)))]
+    return [approach.title, *cells, "; ".join(approach.notes)]
+
+
+def _spread(view: View, which: int) -> str:
+    if not view.thinned:
+        return ""
+    low, high = view.bounds(np.asarray(exponents(view.thinned)[which]))
+    return f" ({float(low[0]):.3f} to {float(high[0]):.3f})"
+
+
+def _fan(source: Source) -> Section | None:
+    if not source.view.is_surface:
+        return None
+    steps = plots_law.extrapolated(source.view)
+    rows = [
+        [f"{s.factor:.0f}x", flops(s.C), f"{s.loss:.4f}", f"{s.low:.4f} to {s.high:.4f}", f"{s.high - s.low:.4f}"]
+        for s in steps
+    ]
+    caption = (
+        "The least loss at a budget, carried on to a thousand times the largest compute measured (grey). "
+        "The band is the uncertainty of the coefficients. It assumes that the law still holds out there: "
+        "nothing measured here can show that."
+    )
+    head = ("compute", "#C (FLOPs)", "#loss", f"#{source.level} interval", "#width")
+    drawn = plots_law.fan(source.view, source.scales["N"])
+    pictures = picture("extrapolation", "Beyond the data", caption, drawn)
+    return Section(
+        "extrapolation", "Extrapolation", [], pictures, [Grid(head, rows, f"Losses in {source.view.loss_unit}.")]
+    )
+
+
+def _curves(source: Source) -> Section | None:
+    if source.runs_dir is None:
+        return None
+    found = read_curves(source.runs_dir)
+    sizes = [c.N for c in found if c.N] or [1.0]
+    drawn = plots_law.curves(found, Scale("N", np.concatenate([source.scales["N"].values, sizes])))
+    caption = (
+        "Training loss of every run, averaged over the logged steps in bins of equal ratio; the dot is its last "
+        "validation loss. Dotted runs have not finished and are not fitted. Curves of one size should lie on each "
+        "other until their learning rates part."
+    )
+    pictures = picture("curves", "Loss curves", caption, drawn)
+    return Section("curves", "Training runs", [], pictures) if pictures else None
+
+
+def _certificate(source: Source) -> Section:
+    law = source.law
+    facts = law.get("certificate", {})
+    loss = law.get("loss", {})
+    names = {
+        "objective": "objective at the optimum",
+        "gradient_norm": "norm of its gradient",
+        "starts": "starting points",
+        "starts_agreeing": "starts that found the same optimum",
+        "condition_number": "condition number",
+        "distance_from_start": "distance from the start",
+        "iterations": "iterations",
+        "boundary": "coefficients at a bound",
+        "seed": "seed",
+    }
+    rows = [[label, _fact(facts[key])] for key, label in names.items() if key in facts]
+    if loss:
+        delta = f", δ = {loss['delta']:g}" if loss.get("delta") not in (None, float("inf")) else ""
+        rows.insert(0, ["loss that is minimised", f"{loss.get('name', '')}{delta}"])
+    rows += [[f"version of {k}", str(v)] for k, v in facts.get("versions", {}).items()]
+    rows += [["table", str(law.get("source", "–"))], ["SHA-256 of the table", str(law.get("table_sha256", "–"))]]
+    rows += [["N counts", law.get("n_definition", "–")], ["C counts", _c_words(source)]]
+    text = [
+        "The optimum was searched from many starting points. It can be believed when most of them agree, the gradient "
+        "is close to zero and no coefficient is at a bound. A condition number above about 1e6 says that some "
+        "coefficients can hardly be told apart."
+    ]
+    return Section("certificate", "Certificate of the fit", text, [], [Grid(("", ""), rows)])
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.10g}"
+    if isinstance(value, list | tuple):
+        return ", ".join(symbol(str(v)) for v in value) or "none"
+    return str(value)
+
+
+def _excluded(source: Source) -> Section:
+    rows = [[str(e["row"]), str(e["reason"])] for e in source.law.get("excluded", [])]
+    if not rows:
+        return Section("excluded", "What was left out", ["Nothing: every row of the table was used."])
+    return Section("excluded", "What was left out", [], [], [Grid(("row or run", "why"), rows)])
+
+
+def _runs(source: Source) -> Section:
+    view = source.view
+    table, columns = view.table, view.table.columns
+    needed = set(view.declared.variables) <= columns.keys()
+    fitted = view.declared.evaluate(source.law["params"], columns) if needed else np.full(len(table), np.nan)
+    measured = columns[view.declared.response]
+    order = np.lexsort((columns["D"], columns["N"]))[:MOST_ROWS]
+    rows = [
+        [
+            table.run[i],
+            count(columns["N"][i]),
+            count(columns["D"][i]),
+            flops(columns["C"][i]),
+            f"{columns['D'][i] / columns['N'][i]:.3g}",
+            f"{measured[i]:.4f}",
+            f"{fitted[i]:.4f}",
+            percent(measured[i] / fitted[i] - 1),
+        ]
+        for i in order
+    ]
+    cut = f"The first {MOST_ROWS} of {len(table)} rows." if len(table) > MOST_ROWS else ""
+    head = (
+        "run",
+        "#N",
+        "#D",
+        "#C (FLOPs)",
+        "#tokens per parameter",
+        f"#{view.declared.response}",
+        "#fitted",
+        "#residual",
+    )
+    note = f"Measured and fitted: {view.unit}. {cut}".strip()
+    folded = f"All {len(table)} rows" if len(table) > 40 else ""
+    return Section("runs", "Every measurement", [], [], [Grid(head, rows, note, folded)])
+
+
+SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
+    _law_section,
+    _holdout,
+    sections_checks.backtest,
+    _coefficients,
+    sections_checks.profile_E,
+    sections_checks.baselines,
+    _residuals,
+    sections_checks.sensitivity,
+    sections_checks.averaged,
+    _allocation,
+    _fan,
+    sections_checks.forecasts,
+    _curves,
+    sections_checks.whole_curves,
+    _certificate,
+    _excluded,
+    _runs,
+)

@@ -1,0 +1,164 @@
+"""How far the answer depends on choices that nobody can settle: one grid of refits.
+
+Objective and its delta, outliers in or out, what N counts, what C counts, and the smallest size kept are crossed with
+each other; the result is the spread of every parameter and of a prediction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from scaling.errors import FitError, TableError
+from scaling.fit.estimate import fit, loss_named
+from scaling.laws import Array, Law
+from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS, Table
+
+OBJECTIVES = (
+    ("log-huber", 1e-4),
+    ("log-huber", 1e-3),
+    ("log-huber", 1e-2),
+    ("log-mse", None),
+    ("huber", 1e-3),
+    ("mse", None),
+)
+OUTLIERS = ("all rows", "without the 5 % largest residuals")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One refit: the choice on every axis, and the parameters and prediction that follow from it."""
+
+    choices: dict[str, str]
+    rows: int
+    params: dict[str, float]
+    prediction: float | None
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All refits. ``spread`` maps parameters and ``prediction`` to (least, median, largest).
+
+    ``by_axis`` maps an axis to the spread of each quantity when that axis alone moves from the base choice.
+    ``failed`` lists combinations that could not be fitted, ``fixed_axes`` axes with one choice and why.
+    """
+
+    settings: list[Setting]
+    spread: dict[str, list[float]]
+    by_axis: dict[str, dict[str, list[float]]]
+    failed: list[dict[str, str]]
+    fixed_axes: dict[str, str]
+
+
+def sensitivity(
+    law: Law,
+    table: Table,
+    point: Mapping[str, float] | None = None,
+    pinned: Mapping[str, float] | None = None,
+    seed: int = 0,
+) -> Sensitivity:
+    """Refit ``law`` for every combination of choices. ``point`` is the prediction asked for.
+
+    N of the point is in the table's own definition; it is carried to the others along the table's log-log line.
+    Raises FitError where the base choice cannot be fitted.
+    """
+    base = fit(law, table, pinned=pinned, seed=seed)
+    axes, fixed = _axes(law, table, base.residuals)
+    settings, failed = [], []
+    for combination in product(*(choices.items() for choices in axes.values())):
+        choices = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
+        (name, delta), keep, n, c, least = (value for _, value in combination)
+        try:
+            rows = table.redefine(n, c).select(keep & (table.columns["N"] >= least))
+            fitted = fit(law, rows, loss_named(name, delta or 1e-3), pinned, seed=seed)
+        except FitError as error:
+            failed.append({**choices, "reason": str(error)})
+            continue
+        prediction = None
+        if point is not None:
+            there = _carried(table, point, n, c)
+            prediction = float(fitted.predict({k: np.array([there[k]]) for k in law.variables})[0])
+        settings.append(Setting(choices, len(rows), fitted.params, prediction))
+    if not settings:
+        raise FitError(f"no combination of choices could be fitted: {failed[0]['reason']}")
+    first = {axis: next(iter(choices)) for axis, choices in axes.items()}
+    first["objective"] = _label(*OBJECTIVES[1])
+    by_axis = {
+        axis: _spread([s for s in settings if all(s.choices[k] == v for k, v in first.items() if k != axis)])
+        for axis, choices in axes.items()
+        if len(choices) > 1
+    }
+    return Sensitivity(settings, _spread(settings), by_axis, failed, fixed)
+
+
+def _label(name: str, delta: float | None) -> str:
+    return name if delta is None else f"{name} {delta:g}"
+
+
+def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """Choices of every axis as label -> value, and the axes that cannot move."""
+    fixed: dict[str, str] = {}
+    worst = np.argsort(np.abs(residuals))[-max(1, round(0.05 * len(residuals))) :]
+    trimmed = np.ones(len(table), dtype=bool)
+    trimmed[worst] = False
+    if "N" in law.variables:
+        counts = {n: n for n in N_DEFINITIONS if _can(table, n, table.c_definition)}
+    else:
+        counts = {table.n_definition: table.n_definition}
+        fixed["N definition"] = f"the law {law.name} does not read N"
+    if "C" in law.variables:
+        compute = {c: c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns}
+    else:
+        compute = {table.c_definition: table.c_definition}
+        fixed["C definition"] = f"the law {law.name} does not read C"
+    if len(counts) == 1 and "N definition" not in fixed:
+        fixed["N definition"] = "the table has one count of parameters"
+    if len(compute) == 1 and "C definition" not in fixed:
+        fixed["C definition"] = "the table has no exact C"
+    sizes = np.unique(table.columns["N"])
+    least = {"all": 0.0}
+    for q in (0.15, 0.3):
+        size = float(sizes[int(q * len(sizes))])
+        if size > sizes[0] and len(sizes) >= 4:
+            least[f"N >= {size:.4g}"] = size
+    return {
+        "objective": {_label(*choice): choice for choice in OBJECTIVES},
+        "outliers": dict(zip(OUTLIERS, (np.ones(len(table), dtype=bool), trimmed), strict=True)),
+        "N definition": {table.n_definition: table.n_definition, **counts},
+        "C definition": {table.c_definition: table.c_definition, **compute},
+        "smallest size": least,
+    }, fixed
+
+
+def _can(table: Table, n: str, c: str) -> bool:
+    try:
+        table.redefine(n, c)
+    except TableError:
+        return False
+    return True
+
+
+def _carried(table: Table, point: Mapping[str, float], n: str, c: str) -> dict[str, float]:
+    """``point`` in other definitions of N and C, along the line between their logarithms in the table."""
+    other = table.redefine(n, c)
+    moved = dict(point)
+    for name in ("N", "C"):
+        here, there = table.columns[name], other.columns[name]
+        if name in point and not np.array_equal(here, there):
+            slope, intercept = np.polyfit(np.log(here), np.log(there), 1)
+            moved[name] = float(np.exp(intercept + slope * np.log(point[name])))
+    return moved
+
+
+def _spread(settings: list[Setting]) -> dict[str, list[float]]:
+    if not settings:
+        return {}
+    values = {k: np.array([s.params[k] for s in settings]) for k in settings[0].params}
+    predictions = [s.prediction for s in settings if s.prediction is not None]
+    if predictions:
+        values["prediction"] = np.array(predictions)
+    return {k: [float(v.min()), float(np.median(v)), float(v.max())] for k, v in values.items()}

@@ -1,0 +1,144 @@
+"""Measure the data pipeline against what bounds it, in one run on one machine.
+
+- Preparing: megabytes of text a second, from reading to shards on disk, over the bare `tokenizers` library on the
+  same text in memory (a pipeline that adds nothing scores 1).
+- Sampling: tokens a second that `batch` delivers, over those that the smallest model of the ladders trains on in a
+  bare loop, which nothing on this machine outruns (a pipeline that is never waited for scores far above 1).
+- Generating: tokens a second of the lexicon of known entropy (data/corpus/grammar.py), over reading tokens from shards.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from configs.reader import build
+from data.config import DataConfig, DataError, GrammarConfig
+from data.corpus.documents import Tally, documents
+from data.corpus.duplicates import duplicates_of
+from data.corpus.grammar import STRINGS_PER_BLOCK, make_grammar, token_blocks
+from data.corpus.prepare import prepare
+from data.corpus.shards import TOKENIZER
+from data.corpus.sources import open_source
+from data.corpus.tokenizer import load, train
+from data.loading.batches import Corpus, batch, open_corpus
+from model.config import ModelConfig, expand_model
+from model.init import initialise
+from model.transformer import GPT
+
+SMALLEST, BATCH, SEQUENCE = "tiny-1k", 16, 256
+SAMPLED_STEPS, TRAINED_STEPS = 300, 4
+GENERATED = 300 * STRINGS_PER_BLOCK  # tokens
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark and print its table; return the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="Example: python scripts/bench/bench_data.py --megabytes 16 --vocab-size 4096",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--megabytes", type=float, default=16, help="text of pysource to prepare, MB (default 16)")
+    parser.add_argument("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (default 1024)")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds; the best time counts (default 3)")
+    options = parser.parse_args(arguments)
+    with tempfile.TemporaryDirectory() as directory:
+        config = DataConfig(max_bytes=int(options.megabytes * 1e6), vocab_size=options.vocab_size, directory=directory)
+        try:
+            table = measure(config, options.repeats)
+        except DataError as error:
+            print(f"bench_data.py: {error}", file=sys.stderr)
+            return 2
+    Console().print(table)
+    return 0
+
+
+def measure(config: DataConfig, repeats: int) -> Table:
+    """Return the table of figures for one configuration; every time is the best of `repeats`, taken in turn."""
+    source = open_source(config)
+    texts = [d.text for d in documents(source.texts(), source.max_bytes, duplicates_of(config), Tally())]
+    megabytes = sum(len(text.encode()) for text in texts) / 1e6
+    # The first preparation also trains the tokenizer, which the others are given.
+    first = prepare(config, progress=False)
+    given = dataclasses.replace(config, tokenizer=str(first / TOKENIZER))
+    tokenizer = load(first / TOKENIZER)
+    corpus = open_corpus(first)
+
+    training_text = texts[: max(1, len(texts) * config.tokenizer_bytes // int(megabytes * 1e6))]
+    grammar = make_grammar(GrammarConfig(), vocab_size=64)
+    prepared = iter(range(repeats))
+    taken = best_of(
+        repeats,
+        {
+            "prepare": lambda: prepare(
+                dataclasses.replace(given, directory=f"{config.directory}/{next(prepared)}"), progress=False
+            ),
+            "encode": lambda: tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False),
+            "train": lambda: train(training_text, config.vocab_size),
+            "sample": lambda: sample(corpus, SAMPLED_STEPS),
+            "step": trainer(corpus),
+            "generate": lambda: sum(1 for _ in token_blocks(grammar, "train", GENERATED)),
+        },
+    )
+    sampling = SAMPLED_STEPS * BATCH * SEQUENCE / taken["sample"]
+    training = TRAINED_STEPS * BATCH * SEQUENCE / taken["step"]
+
+    table = Table(title=f"data pipeline: {megabytes:.1f} MB of text, vocabulary {config.vocab_size:,}")
+    for column in ("what", "speed", "against", "speed", "ratio"):
+        table.add_column(column, justify="right" if column in ("speed", "ratio") else "left")
+    bare = ("tokenizers encode_batch_fast", f"{megabytes / taken['encode']:.2f} MB/s")
+    whole = taken["prepare"] + taken["train"]
+    for name, time_taken in (("prepare", taken["prepare"]), ("prepare + train tokenizer", whole)):
+        table.add_row(name, f"{megabytes / time_taken:.2f} MB/s", *bare, f"{taken['encode'] / time_taken:.2f}")
+    model = f"{SMALLEST} in a bare loop"
+    speeds = (f"{sampling / 1e6:.1f} M tokens/s", model, f"{training / 1e6:.3f} M tokens/s")
+    table.add_row("batch", *speeds, f"{sampling / training:,.0f}")
+    generating = GENERATED / taken["generate"]
+    speeds = (f"{generating / 1e6:.1f} M tokens/s", "batch", f"{sampling / 1e6:.1f} M tokens/s")
+    table.add_row("generate", *speeds, f"{generating / sampling:.2f}")
+    return table
+
+
+def best_of(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Return the least wall-clock seconds of each work over `repeats` rounds of all of them."""
+    best = dict.fromkeys(works, float("inf"))
+    for _ in range(repeats):
+        for name, work in works.items():
+            start = time.perf_counter()
+            work()
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+def sample(corpus: Corpus, steps: int) -> None:
+    """Draw the batches of `steps` steps."""
+    for step in range(steps):
+        batch(corpus, 0, step, BATCH, SEQUENCE)
+
+
+def trainer(corpus: Corpus) -> Callable[[], None]:
+    """Return a function that trains the smallest model for `TRAINED_STEPS` steps."""
+    shape = {"size": SMALLEST, "vocab_size": corpus.vocab_size, "context_length": SEQUENCE}
+    config = build(ModelConfig, expand_model(shape), "bench_data.py")
+    model = GPT(config)
+    initialise(model.named_parameters(), config, seed=0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    drawn = [torch.from_numpy(batch(corpus, 0, step, BATCH, SEQUENCE)) for step in range(TRAINED_STEPS)]
+
+    def run() -> None:
+        for tokens in drawn:
+            model(tokens[:, :-1], tokens[:, 1:]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""Predict where the loss curves of unfinished runs should lie, from the finished runs of the same ladder.
+
+    python scripts/studies/curve_bands.py runs/quickstart
+
+Writes band.json into the directory of every unfinished run of RUNS_DIR. A run that finds one logs the band beside its
+loss and raises an alert when it leaves it. scripts/sweep.py does this by itself whenever a run has finished.
+Progress is the fraction of a run's steps, losses are in nats per token.
+"""
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from configs.reader import ConfigError
+from configs.run_record import complete_record
+from data.files import write_json
+from model.counts import count_parameters
+from scaling.cli import Parser, ending
+from scaling.errors import FitError
+from scaling.studies.curve_bands import Band, band
+from scaling.tables.curves import Curve, read_curves
+from train.config import RunConfig, load_run
+from train.stability.band_monitor import BAND
+
+Rung = tuple[RunConfig, Curve]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status."""
+    parser = Parser(__doc__)
+    parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="one directory a run")
+    options = parser.parse_args(words)
+    return ending("band.py", (FitError, ConfigError), lambda: renew(options.runs_dir))
+
+
+def renew(runs_dir: Path) -> None:
+    """Write the bands of all unfinished runs. Raises FitError when there is none, or when none has enough siblings."""
+    runs = {path.parent.name: load_run(path) for path in sorted(runs_dir.glob("*/config.yaml"))}
+    records = {name: complete_record(runs_dir / name) for name in runs}
+    curves = {curve.name: curve for curve in read_curves(runs_dir)}
+    rungs = [(runs[n], curves[n]) for n, record in records.items() if record and not record["tainted"] and n in curves]
+    waiting = [name for name, record in records.items() if record is None]
+    if not waiting:
+        raise FitError(f"{runs_dir}: no unfinished run in it (looked for */config.yaml)")
+    reasons = {}
+    for name in waiting:
+        try:
+            write_json(runs_dir / name / BAND, plain(predict(runs[name], rungs)))
+        except FitError as error:
+            reasons[name] = str(error)
+    print(f"{runs_dir}: bands for {len(waiting) - len(reasons)} of {len(waiting)} unfinished runs")
+    if len(reasons) == len(waiting):
+        raise FitError(f"{runs_dir}: {next(iter(reasons.values()))}")
+
+
+def predict(run: RunConfig, rungs: Sequence[Rung]) -> Band:
+    """Predict the course of `run` from those rungs that are trained alike. Raises FitError when they are too few."""
+    alike = [(float(_parameters(r)), float(r.tokens), curve) for r, curve in rungs if _kind(r) == _kind(run)]
+    return band(alike, _parameters(run), run.tokens)
+
+
+def _parameters(run: RunConfig) -> int:
+    return count_parameters(run.model).total
+
+
+def _kind(run: RunConfig) -> tuple[object, ...]:
+    """Everything but size, tokens, batch and learning rate that shapes a loss curve."""
+    model = run.model
+    blocks = (model.positions, model.norm, model.mlp, model.qk_norm, model.tied, model.parametrization)
+    return run.data, run.schedule, run.train.sequence_length, blocks
+
+
+def plain(found: Band) -> dict[str, Any]:
+    """A band as JSON values."""
+    tree = dataclasses.asdict(found)
+    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in tree.items()}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

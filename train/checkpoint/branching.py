@@ -1,0 +1,26 @@
+"""Where a run that branches off begins: at a checkpoint of a run that has been the same until then."""
+
+from pathlib import Path
+
+from train.checkpoint.manifest import STEP
+from train.config import BranchConfig, RunConfig
+
+
+def trunk_problem(run: RunConfig) -> tuple[str, str] | None:
+    """Return (key, message) of what keeps a run from sharing its course with longer ones, or None."""
+    if run.schedule.kind != "wsd":
+        return "schedule.kind", f"{run.schedule.kind} depends on the length from the start; trunks need wsd"
+    if run.schedule.warmup_steps is None and run.schedule.warmup:
+        message = "a fraction of the length, so that runs of several lengths differ from the start; trunks need"
+        return "schedule.warmup", f"{run.schedule.warmup} is {message} schedule.warmup_steps, or 0 here"
+    return None
+
+
+def stable_steps(run: RunConfig) -> int:
+    """Return for how many steps a run of a trunk does not depend on its length."""
+    return run.schedule.cooldown_start(run.steps)
+
+
+def branch_point(branch: BranchConfig, run_dir: Path) -> Path:
+    """Return the checkpoint that the run in `run_dir` begins at."""
+    return run_dir.parent / branch.run / "checkpoints" / f"{STEP}{branch.step:08d}"

@@ -1,0 +1,129 @@
+"""The DeepSpeed engine: build it, take one optimizer step, evaluate. PP = 1 and PP > 1 look the same from outside."""
+
+import gc
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from deepspeed.module_inject import set_autotp_mode
+from deepspeed.runtime.pipe.engine import PipelineEngine
+from deepspeed.utils import groups
+from torch import Tensor, nn
+
+from model.init import initialise
+from model.transformer import GPT
+from train.config import RunConfig
+from train.distributed.topology import Topology
+from train.engine.optimizer import ClippingAdamW, adamw, set_learning_rate
+from train.engine.pipeline_module import build_pipeline, pipeline_parameters
+
+_LINEAR = F.linear
+
+MicroBatch = tuple[Tensor, Tensor]
+"""Tokens (B, T) and next tokens (B, T)."""
+
+
+def named_parameters(engine_or_module: Any, run: RunConfig) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters held by this process under their names in `GPT`."""
+    module = getattr(engine_or_module, "module", engine_or_module)
+    if run.parallel.pipeline_stages > 1:
+        yield from pipeline_parameters(module, run.model)
+    else:
+        yield from module.named_parameters()
+
+
+def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) -> Any:
+    """Build the model, initialise it by name and seed, and wrap it in the engine that its topology needs."""
+    stages = None
+    module: Any
+    if run.parallel.pipeline_stages > 1:
+        module = build_pipeline(run.model, run.parallel.pipeline_stages, run.train)
+        stages = module._grid.get_pipe_parallel_group()
+    else:
+        module = GPT(run.model, run.train.activation_checkpointing, run.train.compile)
+    parameters = list(named_parameters(module, run))
+    initialise(parameters, run.model, run.seed)
+    plain_fp32 = run.precision == "fp32" and run.zero_stage == 0
+    optimizer = (
+        ClippingAdamW(parameters, run.optimizer, run.model, stages)
+        if plain_fp32
+        else adamw(parameters, run.optimizer, run.model)
+    )
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
+    return engine
+
+
+def release(engine: Any) -> None:
+    """Free an engine and all it has set up in this process, so that an engine of any other kind can follow it.
+
+    All processes must call this. The connection between them stays; every other process group is destroyed. `engine`
+    is empty afterwards, whoever still holds it.
+    """
+    dist.barrier()  # nobody closes a group that another process still reads from
+    engine.destroy()
+    # ZeRO-3 refers to itself through autograd's nodes, where the garbage collector does not look.
+    for parameter in engine.module.parameters():
+        parameter.data = parameter.new_empty(0)
+        vars(parameter).clear()
+    for owner in (engine.optimizer, engine):
+        vars(owner).clear()
+    # DeepSpeed keeps what it built for one engine in module globals and would use it for the next.
+    groups_here = dist.distributed_c10d._world.pg_names
+    for group in sorted(groups_here, key=lambda group: groups_here[group]):
+        if group is not dist.group.WORLD:
+            deepspeed.comm.destroy_process_group(group)
+    groups._release_process_group_references()
+    set_autotp_mode(training=False)
+    F.linear = _LINEAR  # ZeRO-3 puts one of its own in its place
+    # Compiled blocks remember the shapes they have seen: a second length would be compiled for any length.
+    torch.compiler.reset()
+    gc.collect()  # engine, optimizer and hooks refer to each other
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: float, topology: Topology) -> Tensor:
+    """Take one optimizer step and return the loss before it: nats per token, the mean over the global batch."""
+    set_learning_rate(engine.basic_optimizer, learning_rate)
+    if isinstance(engine, PipelineEngine):
+        return engine.train_batch(iter(micro_batches))
+    engine.train()
+    total = torch.zeros((), device=topology.device)
+    for tokens_BT, targets_BT in micro_batches:
+        loss = engine(*_on_device(tokens_BT, targets_BT, topology))
+        engine.backward(loss)
+        engine.step()
+        total += loss.detach()
+    return _mean_over_replicas(total / engine.gradient_accumulation_steps(), topology)
+
+
+def gradient_norm(engine: Any) -> float:
+    """Global gradient norm of the last step, before clipping."""
+    return float(engine.get_global_grad_norm())
+
+
+@torch.no_grad()
+def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -> float:
+    """Return the mean loss in nats per position over all replicas' `micro_batches`, as many on each."""
+    if isinstance(engine, PipelineEngine):
+        losses = engine.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches))
+        return losses.item()
+    engine.eval()
+    total = torch.zeros((), device=topology.device, dtype=torch.float64)
+    for tokens_BT, targets_BT in micro_batches:
+        total += engine(*_on_device(tokens_BT, targets_BT, topology))
+    return _mean_over_replicas(total / len(micro_batches), topology).item()
+
+
+def _on_device(tokens_BT: Tensor, targets_BT: Tensor, topology: Topology) -> MicroBatch:
+    return tokens_BT.to(topology.device, non_blocking=True), targets_BT.to(topology.device, non_blocking=True)
+
+
+def _mean_over_replicas(value: Tensor, topology: Topology) -> Tensor:
+    if topology.world_size > 1:
+        dist.all_reduce(value)
+        value /= topology.world_size
+    return value

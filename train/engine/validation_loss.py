@@ -1,0 +1,52 @@
+"""The validation loss: of each component's fixed tokens, and of the mixture that the run trains on."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from data.loading.batches import Windows, target_bytes, validation_windows
+from data.loading.mixture import Mixture
+from train.config import RunConfig
+from train.distributed.topology import Topology
+from train.engine.engine import evaluate
+from train.engine.micro_batches import validation_batches
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Losses in nats per token: `mean` over the mixture by its weights, and of every component by name."""
+
+    mean: float
+    by_component: dict[str, float]
+
+
+class Validation:
+    """The validation windows of every component of a run, and this replica's batches of them."""
+
+    def __init__(self, mixture: Mixture, run: RunConfig, topology: Topology) -> None:
+        """Read `evaluate.tokens` tokens of each component."""
+        self.weights = {component.name: component.weight for component in mixture.components}
+        self.windows: dict[str, Windows] = {}
+        self.bytes_per_token: dict[str, float] = {}
+        for name, corpus in ((component.name, component.corpus) for component in mixture.components):
+            windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
+            self.windows[name] = windows
+            self.bytes_per_token[name] = target_bytes(corpus, windows) / (len(windows) * windows.sequence_length)
+        self._topology = topology
+        self._batches = {name: validation_batches(windows, run, topology) for name, windows in self.windows.items()}
+
+    @property
+    def tokens(self) -> int:
+        """Targets over all components."""
+        return sum(len(windows) * windows.sequence_length for windows in self.windows.values())
+
+    def mean(self, by_component: dict[str, float]) -> float:
+        """Return the mean over the tokens of the mixture of what is known per token of each component."""
+        return sum(self.weights[name] * value for name, value in by_component.items())
+
+    def measure(self, engine: Any) -> Losses:
+        """Evaluate the model. All processes must ask together."""
+        losses = {
+            name: evaluate(engine, batches, self._topology) * to_nats_per_token
+            for name, (batches, to_nats_per_token) in self._batches.items()
+        }
+        return Losses(self.mean(losses), losses)

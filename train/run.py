@@ -1,0 +1,114 @@
+"""One run in processes that the launcher has started: check everything, connect, train."""
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from configs.reader import ConfigError, Problem, dump_yaml
+from data.files import only_process, write_atomic
+from data.loading.mixture import Mixture, open_mixture
+from train.checkpoint.stored_config import changed_keys, require_same_course
+from train.config import RunConfig, batch_problem
+from train.distributed.rendezvous_check import require_one_run
+from train.distributed.topology import Topology, connect, launched_topology, precision_problem
+from train.engine.ds_config import derive, merge_user_config, read_user_config
+from train.exit_codes import MISTAKES
+from train.supervision.failures import known_failures
+from train.supervision.heartbeat import Heart
+from train.supervision.jit_locks import clear_stale_locks
+from train.supervision.watchdog import watch_ranks
+
+
+def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None = None) -> int:
+    """Train `run` in this process and those that were launched with it; return the exit status.
+
+    The processes are connected when everything has been checked, unless they are already.
+
+    Args:
+        run: the run.
+        run_dir: where everything of the run goes.
+        source: where the run's keys were written, for messages.
+        user_ds_config: the user's own DeepSpeed configuration.
+
+    Raises:
+        ConfigError, ValueError, BlockingIOError: for a mistake in the input, or machines that disagree; nothing has
+            been changed.
+        DataError: when text, a tokenizer or a prepared corpus cannot be used.
+    """
+    topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
+    try:
+        return _run_job(run, run_dir, source, user_ds_config, topology)
+    except MISTAKES as error:
+        if topology.several_machines and not torch.distributed.is_initialized():
+            _tell_other_machines(str(error), run, run_dir, topology)
+        raise
+
+
+def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None, topology: Topology) -> int:
+    problem = precision_problem(run.precision) or batch_problem(run, topology.data_parallel)
+    if problem:
+        raise ConfigError([Problem(source, "", problem)])
+    ds_config = derive(run, topology.data_parallel)
+    if user_ds_config is not None:
+        ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
+    _require_unchanged(run, run_dir)
+    require_same_course(run, run_dir)
+    mixture = _open_mixture(run, topology, source)
+
+    with ExitStack() as stack:
+        if topology.is_main:
+            stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=35))
+        if _is_complete(run_dir):
+            if topology.is_main:
+                print(f"{run_dir}: complete already; delete it to train again")
+            return 0
+        if topology.is_main:
+            clear_stale_locks()
+            write_atomic(run_dir / "config.yaml", dump_yaml(run))
+        heart = stack.enter_context(Heart(run_dir, topology.rank, run.watch))
+        stack.enter_context(known_failures(run, topology.data_parallel))
+        connect(topology, run.watch.slow_seconds)
+        require_one_run(run_dir, topology)
+        stack.enter_context(watch_ranks(run_dir, topology.rank, topology.world_size))
+        # Importing deepspeed takes seconds; the mistakes above are told before.
+        from train.distributed.consistency import exchange_mistakes, require_agreement
+        from train.loop import train
+
+        exchange_mistakes(None, topology)
+        require_agreement(run, ds_config, mixture, run_dir, topology)
+        train(run, run_dir, mixture, topology, ds_config, heart)
+    return 0
+
+
+def _tell_other_machines(mistake: str, run: RunConfig, run_dir: Path, topology: Topology) -> None:
+    """Join the processes that found no mistake and wait for this one, and end with them."""
+    connect(topology, run.watch.slow_seconds)
+    require_one_run(run_dir, topology)
+    from train.distributed.consistency import exchange_mistakes
+
+    exchange_mistakes(mistake, topology)
+
+
+def _open_mixture(run: RunConfig, topology: Topology, source: str) -> Mixture:
+    mixture = open_mixture(run.data, progress=topology.is_main, verify=topology.local_rank == 0)
+    if mixture.vocab_size > run.model.vocab_size:
+        message = f"{run.model.vocab_size} is less than the corpus's {mixture.vocab_size}, which is the nearest"
+        raise ConfigError([Problem(source, "model.vocab_size", message)])
+    return mixture
+
+
+def _is_complete(run_dir: Path) -> bool:
+    try:
+        return bool(json.loads((run_dir / "record.json").read_text())["complete"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _require_unchanged(run: RunConfig, run_dir: Path) -> None:
+    """Refuse to continue a run under another configuration. Raises `ConfigError` naming the keys."""
+    message = "this directory holds a run with {old}, not {new}; take another --run-dir, or delete this one"
+    changed = changed_keys(run, run_dir / "config.yaml")
+    if changed:
+        raise ConfigError([Problem(str(run_dir), key, message.format(old=old, new=new)) for key, old, new in changed])
