@@ -1,1 +1,5 @@
-"""Configurations: YAML files and the reader that turns them into typed dataclasses."""
+"""What was asked for, and how are mistakes in it told?
+
+YAML files and the reader that turns them into typed dataclasses; the contracts between `train` and `scaling`.
+Imports nothing of the other packages.
+"""

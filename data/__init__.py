@@ -1,1 +1,5 @@
-"""The data: text becomes documents, documents become tokens, tokens become shards, shards become batches."""
+"""How does text become the batches of a step?
+
+Settings and files here, `corpus/` from text to tokens on disk, `loading/` from there to batches.
+Imports `configs`.
+"""

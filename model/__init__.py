@@ -1,1 +1,4 @@
-"""The model: a decoder-only transformer, its sizes, its initialisation and its exact costs."""
+"""What is trained: a decoder-only transformer, its sizes, its initialisation and its exact costs?
+
+Imports `configs`.
+"""

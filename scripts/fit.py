@@ -8,7 +8,7 @@ Units: N in parameters, D in tokens, loss in nats per token, C in FLOPs.
 
 RUNS_DIR holds one directory a run, each with the record.json of a finished run. TABLE is CSV, JSONL or Parquet with
 columns N, D, loss and optionally run, C, weight. Of runs with different tokenizers, bits per byte are fitted:
---column loss=bits_per_byte --column D=training_bytes. RUNS_DIR/baselines.json (scripts/studies/ngram.py) is shown
+--column loss=bits_per_byte --column D=training_bytes. RUNS_DIR/baselines.json (scripts/study.py ngram) is shown
 beside the runs. The law is fitted to every row; the held-out rows are predicted by
 a second fit that has not seen them.
 """

@@ -21,4 +21,4 @@ def read_baselines(runs_dir: Path, unit: str) -> dict[str, float]:
         rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["baselines"]
         return {str(row["name"]): float(row["bits_per_byte" if unit == BITS else "loss"]) for row in rows}
     except (ValueError, KeyError, TypeError) as error:
-        raise TableError(f"{path}: not a file of baselines, as scripts/studies/ngram.py writes it: {error!r}") from None
+        raise TableError(f"{path}: not a file of baselines, as scripts/study.py ngram writes it: {error!r}") from None

@@ -1,6 +1,6 @@
 """Predict where the loss curves of unfinished runs should lie, from the finished runs of the same ladder.
 
-    python scripts/studies/curve_bands.py runs/quickstart
+    python scripts/study.py curve_bands runs/quickstart
 
 Writes band.json into the directory of every unfinished run of RUNS_DIR. A run that finds one logs the band beside its
 loss and raises an alert when it leaves it. scripts/sweep.py does this by itself whenever a run has finished.

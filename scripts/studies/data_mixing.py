@@ -5,8 +5,8 @@ A mixing law (Ye et al. 2024, arXiv 2403.16952) is fitted to the losses on each 
 the large one. Runs of that size, where the directory has any, are not fitted: they are what the prediction is compared
 with. Losses are in nats per token.
 
-    python scripts/studies/data_mixing.py runs/mixture
-    python scripts/studies/data_mixing.py runs/mixture --target prose=1 --params 363264
+    python scripts/study.py data_mixing runs/mixture
+    python scripts/study.py data_mixing runs/mixture --target prose=1 --params 363264
 """
 
 from __future__ import annotations

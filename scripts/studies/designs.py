@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Compare designs of a sweep: FLOPs spent, and error and interval of the prediction of runs of ten times the compute.
 
-    python scripts/studies/designs.py runs/known-entropy --cooldown 0.3
-    python scripts/studies/designs.py table.csv --pin E=1.767 --out fits/designs
+    python scripts/study.py designs runs/known-entropy --cooldown 0.3
+    python scripts/study.py designs table.csv --pin E=1.767 --out fits/designs
 
 The table must hold a factorial of sizes and token budgets, and one or more runs of at least ten times its compute, as
 configs/sweeps/studies/known_entropy.yaml does. Designs are subsets of the factorial, so that all predict the same runs;

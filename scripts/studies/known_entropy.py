@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Hold a sweep on a generated lexicon against what is known of it: L - E of every run, and the exponents.
 
-    python scripts/studies/known_entropy.py runs/known-entropy --out fits/known-entropy.png
-    python scripts/studies/known_entropy.py table.csv --config configs/sweeps/studies/known_entropy.yaml
+    python scripts/study.py known_entropy runs/known-entropy --out fits/known-entropy.png
+    python scripts/study.py known_entropy table.csv --config configs/sweeps/studies/known_entropy.yaml
 
 The exponents of a finite lexicon are no constants: each word that is still to be learned is rarer than the last. Beside
 every exponent between two neighbouring sizes stands the prediction for a speller (data/corpus/grammar.py), who knows

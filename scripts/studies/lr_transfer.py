@@ -2,7 +2,7 @@
 """Show how far the best learning rate moves when models grow, with and without muP or CompleteP.
 
     python scripts/sweep.py configs/sweeps/studies/lr_transfer.yaml
-    python scripts/studies/lr_transfer.py runs/lr_transfer
+    python scripts/study.py lr_transfer runs/lr_transfer
 
 RUNS_DIR holds finished runs that differ in parametrization, width (or with --size n_layer depth), learning rate and
 seed alone. Prints a table and writes RUNS_DIR/lr_transfer.png. Losses are in nats per token.

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Fit a law for whole loss curves under any learning-rate schedule, and predict curves under other schedules.
 
-    python scripts/studies/multi_power.py --fit runs/a runs/b --predict runs/c --out fits/curves
-    python scripts/studies/multi_power.py --fit cosine.csv constant.csv --predict wsd.csv --json
+    python scripts/study.py multi_power --fit runs/a runs/b --predict runs/c --out fits/curves
+    python scripts/study.py multi_power --fit cosine.csv constant.csv --predict wsd.csv --json
 
 A curve is a run's directory, its metrics.jsonl, or a CSV file with columns step, lr and loss (nats per token). The
 curves are of one size of model and one batch size. Of the curves to predict, only the steps and learning rates are

@@ -26,8 +26,8 @@ EPILOG = """\
 Losses are in nats per token; bits per byte compare across tokenizers.
 
 Examples:
-  python scripts/studies/ngram.py runs/quickstart
-  python scripts/studies/ngram.py corpora/pysource-0123456789ab --sequence-length 64
+  python scripts/study.py ngram runs/quickstart
+  python scripts/study.py ngram corpora/pysource-0123456789ab --sequence-length 64
 """
 
 

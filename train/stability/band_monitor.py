@@ -1,6 +1,6 @@
 """Compare a run's loss curve with the band that its finished siblings predict, and say early when it leaves it.
 
-The band is `RUN_DIR/band.json`, which `scripts/studies/curve_bands.py` writes and renews while a ladder trains; the run
+The band is `RUN_DIR/band.json`, which `scripts/study.py curve_bands` writes and renews while a ladder trains; the run
 reads it again whenever it has changed. A run without that file is not monitored. Nothing here alters training.
 """
 
