@@ -1,6 +1,7 @@
-"""Every law, by name: Chinchilla's and its variants, Kaplan's, repeated data, and loss to task score.
+"""Which laws are there, each beside its formula and its paper?
 
-See scaling/laws/law.py for what the fields and the shapes mean.
+Chinchilla's and its variants, Kaplan's, repeated data, and loss to task score. See scaling/laws/law.py for what the
+fields and the shapes mean. Imports nothing but `scaling.errors`.
 """
 
 from __future__ import annotations
