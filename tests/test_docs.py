@@ -11,9 +11,9 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", *(f"docs/{p.name}" f
 MOST_WORDS = 1300
 """Words of a README that a person reads in five minutes."""
 
-GENERATED = ("runs/", "corpora/", "exports/", "fits/", "forecasts/", "checkpoints/", "plain/", "report/", ".venv/")
+GENERATED = ("runs/", "RUNS_DIR/", "corpora/", "exports/", "fits/", "forecasts/", "plain/", ".venv/")
 """Where the commands write."""
-USERS = ("books/", "mytext.py", "launch.py")
+USERS = ("books/", "../", "mytext.py", "learning_curve.py", "launch.py")
 """What the reader brings along, and DeepSpeed's launcher."""
 SCRIPTS = (".py", ".sh", ".sbatch")
 
