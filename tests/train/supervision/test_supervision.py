@@ -211,7 +211,7 @@ def test_lock_of_a_killed_compilation_is_cleared(tmp_path: Path) -> None:
     assert (tmp_path / "alive/lock").exists()
 
 
-def test_readme_explains_every_status() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_documentation_explains_every_status() -> None:
+    text = (ROOT / "docs/running.md").read_text()
     for status in Status:
         assert f"\n| {status} | {MEANING[status]}" in text
