@@ -76,10 +76,10 @@ _READ_BY_GRAMMAR = ("source", "grammar", "vocab_size", "shard_tokens", "director
 class TextConfig:
     """Where text comes from and which of it is taken."""
 
-    source: Literal["pysource", "files", "hub", "prepared", "grammar"] = "pysource"
+    source: Literal["python_source", "files", "hub", "prepared", "grammar"] = "python_source"
     """Where the text comes from.
 
-    `pysource`: the Python sources of the running interpreter (real text that every machine has). `files`: local
+    `python_source`: the Python sources of the running interpreter (real text that every machine has). `files`: local
     files. `hub`: a data set of the Hugging Face hub. `prepared`: a corpus that is prepared already. `grammar`: a
     generated language whose entropy per token is known; of the keys below only `grammar`, `vocab_size`, `shard_tokens`
     and `directory` apply to it.
@@ -89,7 +89,7 @@ class TextConfig:
     """For `grammar`: the language; None is a lexicon of 32,768 words."""
 
     part: Literal["all", "stdlib", "site"] = "all"
-    """For `pysource`: all modules, those of the standard library, or those of the installed packages."""
+    """For `python_source`: all modules, those of the standard library, or those of the installed packages."""
 
     files: tuple[str, ...] = ()
     """For `files`: paths or globs, from the working directory, of .txt, .jsonl, .csv, .tsv or .parquet files.
@@ -113,7 +113,7 @@ class TextConfig:
     """The column or key that holds the text of a document (not used for .txt files)."""
 
     text_unit: Literal["file", "paragraph", "line"] = "file"
-    """For .txt files and `pysource`: what one document is. A paragraph ends at an empty line."""
+    """For .txt files and `python_source`: what one document is. A paragraph ends at an empty line."""
 
     streaming: bool = True
     """For `hub`: read while downloading, so that `max_bytes` bounds the download. False downloads all first."""
@@ -122,7 +122,7 @@ class TextConfig:
     """For `prepared`: the directory of the corpus. `vocab_size` must match it; the other keys are ignored."""
 
     max_bytes: int | None = None
-    """Take whole documents, in order, up to this many UTF-8 bytes. None takes all, and 32 MB of `pysource`."""
+    """Take whole documents, in order, up to this many UTF-8 bytes. None takes all, and 32 MB of `python_source`."""
 
     transform: str | None = None
     """`module:function` that maps the text of a document to the text that is used, empty to drop it; see docs/data.md.
@@ -141,10 +141,10 @@ class TextConfig:
     duplicate_threshold: float = 0.8
     """For `near`: estimated Jaccard similarity of the 5-word sequences from which a document is a duplicate."""
 
-    fraction: float = 1.0
+    subsample: float = 1.0
     """Share of the training documents that is used, chosen by a hash of their text: the smaller is part of the larger.
 
-    The held-out documents and the tokenizer are those of the whole text, whatever the fraction.
+    The held-out documents and the tokenizer are those of the whole text, whatever the subsample.
     """
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -155,7 +155,7 @@ class TextConfig:
                 yield key, f"is required with source: {source}"
             if given and self.source != source:
                 yield key, f"is given but source is '{self.source}'; set source: {source}"
-        for key, source in (("subset", "hub"), ("revision", "hub"), ("part", "pysource")):
+        for key, source in (("subset", "hub"), ("revision", "hub"), ("part", "python_source")):
             if getattr(self, key) not in (None, "all") and self.source != source:
                 yield key, f"applies to source: {source}, and source is '{self.source}'"
         if self.grammar is not None and self.source != "grammar":
@@ -164,7 +164,7 @@ class TextConfig:
             yield "max_bytes", f"{self.max_bytes} is below 1"
         if self.transform is not None and not re.fullmatch(r"[\w.]+:\w+", self.transform):
             yield "transform", f"'{self.transform}' does not name a function; write module:function"
-        for key in ("fraction", "duplicate_threshold"):
+        for key in ("subsample", "duplicate_threshold"):
             if not 0 < getattr(self, key) <= 1:
                 yield key, f"{getattr(self, key)} is not above 0 and at most 1"
 
@@ -192,7 +192,7 @@ class DataConfig(TextConfig):
     """
 
     subset_seed: int = 0
-    """Chooses which documents `fraction` keeps."""
+    """Chooses which documents `subsample` keeps."""
 
     validation_fraction: float = 0.02
     """Share of the documents, chosen by a hash of their text, that is held out for validation."""

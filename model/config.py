@@ -41,7 +41,7 @@ class ModelConfig:
     """Normalise queries and keys per head (RMS) before the attention product; keeps logits from growing."""
     bias: bool
     """Biases in linear layers and LayerNorm."""
-    tied: bool = True
+    tie_embeddings: bool = True
     """Use the token embedding as the output projection too."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""

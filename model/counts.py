@@ -51,7 +51,7 @@ def count_parameters(config: ModelConfig) -> ParameterCounts:
         attention=layers * (4 * d * d + 4 * d * bias),
         mlp=layers * (d * up + up * bias + f * d + d * bias),
         norms=(2 * layers + 1) * norm + layers * (2 * config.d_head if config.qk_norm else 0),
-        readout=0 if config.tied else config.vocab_size * d,
+        readout=0 if config.tie_embeddings else config.vocab_size * d,
         readout_matrix=config.vocab_size * d,
     )
 

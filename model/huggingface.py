@@ -128,7 +128,7 @@ def huggingface_config(config: ModelConfig, end_of_text_id: int | None) -> dict[
         "architectures": [target.name],
         "model_type": target.model_type,
         "vocab_size": config.vocab_size,
-        "tie_word_embeddings": config.tied,
+        "tie_word_embeddings": config.tie_embeddings,
         "bos_token_id": end_of_text_id,
         "eos_token_id": end_of_text_id,
         "torch_dtype": "float32",

@@ -216,7 +216,7 @@ class GPT(nn.Module):
         self.positions = Positions(config) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = FinalNorm(config)
-        self.readout = None if config.tied else Readout(config)
+        self.readout = None if config.tie_embeddings else Readout(config)
         if compiled:
             compile_blocks(self)
 

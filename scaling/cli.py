@@ -53,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(MISTAKE, f"{self.prog}: {message} (--help lists the options)\n")
 
 
-def quantity(text: str) -> float:
+def parse_count(text: str) -> float:
     """A positive number of parameters, tokens or FLOPs: 7e9, 7B, 1.5T, 250k, 1_000_000.
 
     An argparse ``type``: raises ArgumentTypeError for anything else.
@@ -82,18 +82,18 @@ def pairs(items: list[str], option: str) -> dict[str, str]:
     return dict(item.split("=", 1) for item in items)
 
 
-def pinned(items: list[str]) -> dict[str, float]:
+def fixed_parameters(items: list[str]) -> dict[str, float]:
     """The pinned parameters. Raises FitError for a value that is not a number."""
     values = {}
-    for name, text in pairs(items, "--pin").items():
+    for name, text in pairs(items, "--fix").items():
         try:
             values[name] = float(text)
         except ValueError:
-            raise FitError(f"--pin {name}={text}: {text!r} is not a number") from None
+            raise FitError(f"--fix {name}={text}: {text!r} is not a number") from None
     return values
 
 
-def ending(name: str, mistakes: tuple[type[Exception], ...], action: Callable[[], None]) -> int:
+def run_command(name: str, mistakes: tuple[type[Exception], ...], action: Callable[[], None]) -> int:
     """Run a command's ``action``; return its exit status after one sentence on stderr for a mistake."""
     try:
         action()

@@ -20,7 +20,7 @@ from scaling.forecast.law_file import SCHEMA
 from scaling.laws import LAWS, Array, Law, law_named
 from scaling.tables.table import Table
 from scaling.validation.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
-from scaling.validation.diagnostics import Warned, inspect
+from scaling.validation.diagnostics import Diagnostic, diagnose
 from scaling.validation.known_entropy import entropy_rate
 from scaling.validation.lr_scans import Tuned
 from scaling.validation.sensitivity import sensitivity
@@ -29,14 +29,14 @@ COMPANIONS = ("kaplan_n", "kaplan_d", "kaplan_c")
 
 
 @dataclass(frozen=True)
-class Options:
+class FitOptions:
     """What a study is asked for; the defaults are those of scripts/fit.py."""
 
     law: str = "chinchilla"
     holdout: str | None = None  # None: the largest size, if enough is left to fit
     loss: str | None = None  # None: the default of the law
     delta: float = 1e-3
-    pinned: Mapping[str, float] = field(default_factory=dict)
+    fixed: Mapping[str, float] = field(default_factory=dict)
     starts: str = "grid"
     method: str = METHODS[0]
     clustered: bool = True
@@ -51,7 +51,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Study:
+class FitResult:
     """The content of law.json, the draws kept beside it, and the fit itself."""
 
     law: dict[str, Any]
@@ -61,17 +61,17 @@ class Study:
     average: Average | None = None
 
 
-def study(table: Table, options: Options | None = None) -> Study:
+def fit_law(table: Table, options: FitOptions | None = None) -> FitResult:
     """Fit the law asked for to every row, with intervals, and test it on held-out rows that another fit predicts.
 
     Raises FitError where the table is too small for the law, KeyError for an unknown law.
     """
-    options = options or Options()
+    options = options or FitOptions()
     law = law_named(options.law)
     table = weights_for(table, options.weights)
     loss = _loss(law, options)
     rows = rows_for(law, table)
-    fitted = fit(law, rows, loss, options.pinned, starts=options.starts, seed=options.seed)
+    fitted = fit(law, rows, loss, options.fixed, starts=options.starts, seed=options.seed)
     boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, options.draws, options.seed)
     split, skipped = _split(law, table, options)
     averaged = _average(law, rows, options)
@@ -98,7 +98,7 @@ def study(table: Table, options: Options | None = None) -> Study:
         "c_definition": table.c_definition,
         "loss": {"name": loss.name, "scale": loss.scale, "delta": loss.delta},
         "weights": options.weights if "weight" in table.columns else "none",
-        "pinned": dict(options.pinned),
+        "pinned": dict(options.fixed),
         "fit_range": {
             k: [float(v.min()), float(v.max())] for k, v in rows.columns.items() if k in {"N", "D", "C", *law.variables}
         },
@@ -113,18 +113,18 @@ def study(table: Table, options: Options | None = None) -> Study:
         "averaged": summary(averaged, options.level) if averaged else None,
         "sensitivity": _sensitivity(law, rows, options),
         "tuning": [tuned.as_dict() for tuned in options.tuned],
-        "warnings": [w.as_dict() for w in (*skipped, *inspect(rows, fitted, boot, options.tuned))],
+        "warnings": [w.as_dict() for w in (*skipped, *diagnose(rows, fitted, boot, options.tuned))],
     }
-    return Study(content, boot.params, fitted, split, averaged)
+    return FitResult(content, boot.params, fitted, split, averaged)
 
 
-def _loss(law: Law, options: Options) -> Loss:
+def _loss(law: Law, options: FitOptions) -> Loss:
     return loss_named(options.loss or law.default_loss, options.delta)
 
 
-def _profile(fitted: Fit, rows: Table, options: Options) -> dict[str, Any] | None:
+def _profile(fitted: Fit, rows: Table, options: FitOptions) -> dict[str, Any] | None:
     """Profile of the irreducible loss, where the law has one that is free."""
-    if "E" not in fitted.law.parameters or "E" in options.pinned:
+    if "E" not in fitted.law.parameters or "E" in options.fixed:
         return None
     found = profile(fitted, rows.cluster, "E", options.level, options.clustered, seed=options.seed)
     return {
@@ -136,7 +136,7 @@ def _profile(fitted: Fit, rows: Table, options: Options) -> dict[str, Any] | Non
     }
 
 
-def _windows(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
+def _windows(law: Law, rows: Table, options: FitOptions) -> dict[str, Any] | None:
     """Expanding windows over compute and their pooled score."""
     if options.holdout == "none" or law.response != "loss":
         return None
@@ -144,7 +144,7 @@ def _windows(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
         law,
         rows,
         _loss(law, options),
-        options.pinned,
+        options.fixed,
         min(options.draws, 500),
         options.level,
         options.method,
@@ -160,29 +160,29 @@ def _windows(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
     }
 
 
-def _average(law: Law, rows: Table, options: Options) -> Average | None:
+def _average(law: Law, rows: Table, options: FitOptions) -> Average | None:
     """Laws in N and D averaged, where the law asked for is one of them and enough rows are there."""
-    if not options.average or law.variables != ("N", "D") or options.pinned:
+    if not options.average or law.variables != ("N", "D") or options.fixed:
         return None
     draws = min(options.draws, 1000)
     return average(rows, candidates(), _loss(law, options), options.method, options.clustered, draws, options.seed)
 
 
-def _sensitivity(law: Law, rows: Table, options: Options) -> dict[str, Any] | None:
+def _sensitivity(law: Law, rows: Table, options: FitOptions) -> dict[str, Any] | None:
     if not options.sensitivity:
         return None
-    found = asdict(sensitivity(law, rows, options.point, options.pinned, options.seed))
+    found = asdict(sensitivity(law, rows, options.point, options.fixed, options.seed))
     return {**found, "point": dict(options.point) if options.point else None}
 
 
-def _split(law: Law, table: Table, options: Options) -> tuple[Backtest | None, list[Warned]]:
+def _split(law: Law, table: Table, options: FitOptions) -> tuple[Backtest | None, list[Diagnostic]]:
     """The backtest; a default one that leaves too little to fit is skipped with a warning, an explicit one fails."""
     rule = HOLDOUT if options.holdout is None else options.holdout
     if rule == "none":
         return None, []
     settings: dict[str, Any] = {
         "loss": _loss(law, options),
-        "pinned": options.pinned,
+        "fixed": options.fixed,
         "draws": options.draws,
         "level": options.level,
         "method": options.method,
@@ -196,10 +196,10 @@ def _split(law: Law, table: Table, options: Options) -> tuple[Backtest | None, l
         if options.holdout is not None:
             raise
         text = f"nothing was held out: without the largest size, {error}"
-        return None, [Warned("no_backtest", text, "add runs of at least one more size")]
+        return None, [Diagnostic("no_backtest", text, "add runs of at least one more size")]
 
 
-def _certificate(fitted: Fit, options: Options) -> dict[str, Any]:
+def _certificate(fitted: Fit, options: FitOptions) -> dict[str, Any]:
     return {
         **asdict(fitted.certificate),
         "moved_from_start": fitted.certificate.distance_from_start > 1e-6,
@@ -236,7 +236,7 @@ def _bootstrap_summary(boot: Bootstrap) -> dict[str, Any]:
     }
 
 
-def _companions(table: Table, options: Options) -> dict[str, Any]:
+def _companions(table: Table, options: FitOptions) -> dict[str, Any]:
     """Kaplan's single-variable laws on the frontier of the same table, or why one could not be fitted."""
     found: dict[str, Any] = {}
     for name in COMPANIONS:

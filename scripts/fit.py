@@ -22,19 +22,19 @@ from pathlib import Path
 
 from rich.console import Console
 
-from scaling.cli import Parser, ending, pairs, pinned, quantity
+from scaling.cli import Parser, fixed_parameters, pairs, parse_count, run_command
 from scaling.errors import ArtifactError, FitError, TableError
 from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS
 from scaling.fit.estimate import LOSSES
 from scaling.fit.model_averaging import all_draws
 from scaling.fit.weights import WEIGHTS
 from scaling.forecast.law_file import require_writable, write_draws, write_law
-from scaling.forecast.preregistration import tally
+from scaling.forecast.preregistration import score_forecasts
 from scaling.laws import LAWS
 from scaling.report.console import show
-from scaling.study import Options, study
+from scaling.study import FitOptions, fit_law
 from scaling.tables.baselines import read_baselines
-from scaling.tables.cells import MOST
+from scaling.tables.cells import MAX_VALUE
 from scaling.tables.read import read_table
 from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
 from scaling.validation.lr_scans import at_best, scans
@@ -52,7 +52,15 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
     add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
     add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
-    add("--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter, as in --pin E=1.69")
+    add(
+        "--fix",
+        "--pin",
+        dest="fix",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fix a parameter, as in --fix E=1.69",
+    )
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=bits_per_byte")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
     add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
@@ -64,8 +72,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
     add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
     add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
-    add("--params", type=quantity, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
-    add("--tokens", type=quantity, metavar="D", help="tokens of that model")
+    add("--params", type=parse_count, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
+    add("--tokens", type=parse_count, metavar="D", help="tokens of that model")
     add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
     return parser.parse_args(words)
@@ -79,7 +87,7 @@ def point(args: argparse.Namespace) -> dict[str, float] | None:
         raise FitError("--params and --tokens go together")
     if not args.sensitivity:
         raise FitError("--params and --tokens name the model that --sensitivity follows; add it, or leave them out")
-    if max(args.params, args.tokens) > MOST:
+    if max(args.params, args.tokens) > MAX_VALUE:
         raise FitError(f"--params {args.params:g} and --tokens {args.tokens:g} are beyond any plausible value")
     return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
 
@@ -99,12 +107,12 @@ def run(args: argparse.Namespace) -> None:
     tuned = scans(table) if args.best_of else []
     if tuned:
         table = at_best(table, tuned)
-    options = Options(
+    options = FitOptions(
         law=args.law,
         holdout=args.holdout,
         loss=args.loss,
         delta=args.delta,
-        pinned=pinned(args.pin),
+        fixed=fixed_parameters(args.fix),
         starts=args.starts,
         method=args.bootstrap,
         clustered=not args.iid,
@@ -119,8 +127,8 @@ def run(args: argparse.Namespace) -> None:
     )
     out = args.out or args.source
     require_writable(out)
-    result = study(table, options)
-    result.law["forecasts"] = tally({out, args.source} if args.source.is_dir() else {out}, table)
+    result = fit_law(table, options)
+    result.law["forecasts"] = score_forecasts({out, args.source} if args.source.is_dir() else {out}, table)
     result.law["baselines"] = read_baselines(args.source, table.loss_unit) if args.source.is_dir() else {}
     console = Console(width=None if sys.stdout.isatty() else 120)
     show(result.law, console)
@@ -137,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("fit.py", (TableError, FitError, ArtifactError), lambda: run(args))
+    return run_command("fit.py", (TableError, FitError, ArtifactError), lambda: run(args))
 
 
 if __name__ == "__main__":

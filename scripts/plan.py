@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.reader import ConfigError
-from scaling.cli import Parser, ending, quantity
+from scaling.cli import Parser, parse_count, run_command
 from scaling.design.optimal_design import Best, Candidates, Design, best_for, design, grid, sensible
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import ArtifactError, ForecastError, PlanError
@@ -59,12 +59,14 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
     given = parser.add_mutually_exclusive_group()
-    given.add_argument("--flops", type=quantity, metavar="C", help="budget in FLOPs: give the best N and D")
-    given.add_argument("--params", type=quantity, metavar="N", help="parameters: give the tokens they deserve")
-    given.add_argument("--tokens", type=quantity, metavar="D", help="tokens: give the parameters they deserve")
-    add("--target-params", type=quantity, metavar="N", help="parameters of the model to forecast")
-    add("--target-tokens", type=quantity, metavar="D", help="tokens of the model to forecast")
-    add("--budget", type=quantity, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)")
+    given.add_argument("--flops", type=parse_count, metavar="C", help="budget in FLOPs: give the best N and D")
+    given.add_argument("--params", type=parse_count, metavar="N", help="parameters: give the tokens they deserve")
+    given.add_argument("--tokens", type=parse_count, metavar="D", help="tokens: give the parameters they deserve")
+    add("--target-params", type=parse_count, metavar="N", help="parameters of the model to forecast")
+    add("--target-tokens", type=parse_count, metavar="D", help="tokens of the model to forecast")
+    add(
+        "--budget", type=parse_count, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)"
+    )
     add("--runs", type=int, help=f"runs to propose at most (default: {RUNS})")
     add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
     add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
@@ -216,7 +218,7 @@ def written(args: argparse.Namespace, proposal: Proposal) -> str:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("plan.py", (ArtifactError, ForecastError, PlanError, ConfigError), lambda: run(args))
+    return run_command("plan.py", (ArtifactError, ForecastError, PlanError, ConfigError), lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ EPILOG = f"""\
 examples:
   python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu H100
   python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu A100 --nodes 128 --model.size=gpt3-175b \\
-      --train.sequence_length=2048 --train.global_batch=1536 --train.micro_batch=1 --parallel.pipeline_stages=32
+      --train.sequence_length=2048 --train.global_batch_size=1536 --train.micro_batch_size=1 \\
+      --parallel.pipeline_stages=32
 
 Memory is in GiB (2^30 bytes), of the fullest moment of a step; bandwidths are in GB/s (10^9 bytes) and direction for
 each GPU; times are in seconds. Known GPUs: {", ".join(GPUS)}.
@@ -128,7 +129,7 @@ def _print(
     if others:
         console.print(_alternatives_table(cluster, others))
     elif options.alternatives:
-        print("no topology of this trainer fits: take more GPUs, larger ones, or a smaller train.global_batch")
+        print("no topology of this trainer fits: take more GPUs, larger ones, or a smaller train.global_batch_size")
 
 
 def _gib(size: float) -> str:
@@ -201,7 +202,7 @@ def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Predicti
         "tensor",
         "replicas",
         "ZeRO",
-        "micro_batch",
+        "micro_batch_size",
         "recompute",
         "peak GiB",
         "bubble",
@@ -215,7 +216,7 @@ def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Predicti
             str(run.parallel.tensor_parallel),
             str(replicas_of(run, cluster.devices)),
             str(run.zero_stage),
-            str(run.train.micro_batch),
+            str(run.train.micro_batch_size),
             "yes" if run.train.activation_checkpointing else "no",
             _gib(prediction.peak),
             f"{prediction.bubble:.1%}",
@@ -239,7 +240,7 @@ def _as_json(
             "pipeline_stages": run.parallel.pipeline_stages,
             "tensor_parallel": run.parallel.tensor_parallel,
             "zero_stage": run.zero_stage,
-            "micro_batch": run.train.micro_batch,
+            "micro_batch_size": run.train.micro_batch_size,
             "activation_checkpointing": run.train.activation_checkpointing,
             "fits": _fits(prediction, cluster),
             "peak_bytes": prediction.peak,

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.cli import Parser, ending, quantity
+from scaling.cli import Parser, parse_count, run_command
 from scaling.errors import ArtifactError, ForecastError
 from scaling.forecast.forecast import Forecast, forecast, task_score
 from scaling.forecast.law_file import read_law
@@ -34,12 +34,12 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
-    add("--params", type=quantity, metavar="N", help="parameters of the model, counted as in the fit")
-    add("--tokens", type=quantity, metavar="D", help="tokens that it is trained on")
-    add("--flops", type=quantity, metavar="C", help="training compute in FLOPs")
-    add("--steps", type=quantity, metavar="S", help="optimizer steps, for laws in S")
-    add("--unique-tokens", type=quantity, metavar="U", help="different tokens among D (default: all of them)")
-    add("--loss", type=quantity, metavar="L", help="loss in nats per token, for the law task_sigmoid")
+    add("--params", type=parse_count, metavar="N", help="parameters of the model, counted as in the fit")
+    add("--tokens", type=parse_count, metavar="D", help="tokens that it is trained on")
+    add("--flops", type=parse_count, metavar="C", help="training compute in FLOPs")
+    add("--steps", type=parse_count, metavar="S", help="optimizer steps, for laws in S")
+    add("--unique-tokens", type=parse_count, metavar="U", help="different tokens among D (default: all of them)")
+    add("--loss", type=parse_count, metavar="L", help="loss in nats per token, for the law task_sigmoid")
     add("--average", action="store_true", help="average over all laws fitted, their spread in the interval")
     add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
     add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("predict.py", (ArtifactError, ForecastError), lambda: run(args))
+    return run_command("predict.py", (ArtifactError, ForecastError), lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ from configs.run_record import complete_record
 from data.config import DataError
 from model.counts import count_parameters
 from scaling.design.optimal_design import Candidates
-from scaling.design.stopping import Rule, judge, reasons
+from scaling.design.stopping import StoppingRule, reasons, should_stop
 from scaling.errors import FitError, TableError
-from scaling.studies.curve_bands import LEAST_RUNGS
+from scaling.studies.curve_bands import MIN_RUNGS
 from scaling.tables.read import read_table
 from train.checkpoint.stored_config import require_unchanged
 from train.launch.devices import as_if, find_devices, require_devices
@@ -108,7 +108,7 @@ def _main(options: argparse.Namespace, sweep: Sweep) -> int:
 def _renew_bands(sweep: Sweep) -> None:
     """Let the finished runs predict the loss curves of the others, in a process that training does not wait for."""
     complete = sum(complete_record(run.directory) is not None for run in sweep.runs)
-    if LEAST_RUNGS <= complete < len(sweep.runs):
+    if MIN_RUNGS <= complete < len(sweep.runs):
         command = [
             sys.executable,
             str(Path(__file__).with_name("studies") / "curve_bands.py"),
@@ -123,9 +123,9 @@ def _unneeded(sweep: Sweep) -> Mapping[str, str]:
     left = [run for run in sweep.runs if complete_record(run.directory) is None]
     if rule is None or not left or len(sweep.runs) - len(left) < rule.at_least:
         return {}
-    asked = Rule(rule.params, rule.tokens, rule.width, rule.level, rule.negligible)
+    asked = StoppingRule(rule.params, rule.tokens, rule.width, rule.level, rule.negligible)
     try:
-        verdict = judge(read_table(sweep.config.directory), asked, _candidates(left))
+        verdict = should_stop(read_table(sweep.config.directory), asked, _candidates(left))
     except (TableError, FitError):  # runs of too few sizes or budgets determine no law yet
         return {}
     return reasons(asked, verdict, [run.name for run in left])

@@ -72,9 +72,9 @@ data:
   vocab_size: 300
   validation_fraction: 0.1
   directory: "{folder / "corpora"}"
-train: {{sequence_length: 32, global_batch: 8, micro_batch: 2, steps: 30}}
+train: {{sequence_length: 32, global_batch_size: 8, micro_batch_size: 2, steps: 30}}
 optimizer: {{lr: 0.01}}
-evaluate: {{tokens: 1500}}
+eval: {{tokens: 1500}}
 log_every: 1
 wandb: {{mode: disabled}}
 """

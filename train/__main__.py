@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.reader import dump_yaml
 from data.files import require_writable
 from train.config import load_run
-from train.exit_codes import MEANING, exit_status
+from train.exit_codes import DESCRIPTIONS, exit_status
 from train.supervision.watchdog import watch_launcher
 
 _EXAMPLE = """\
@@ -19,7 +19,7 @@ Every key of the YAML can be overridden as --section.key=value; --print-config s
 Lengths are in tokens, losses in nats per token.
 exit status:
 """
-_EXAMPLE += "\n".join(f"  {status:<3d} {text}" for status, text in MEANING.items())
+_EXAMPLE += "\n".join(f"  {status:<3d} {text}" for status, text in DESCRIPTIONS.items())
 
 
 def main(arguments: list[str] | None = None) -> int:

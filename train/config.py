@@ -20,10 +20,10 @@ class TrainConfig:
 
     sequence_length: int
     """Tokens per sequence; at most `model.context_length`."""
-    global_batch: int
+    global_batch_size: int
     """Sequences per optimizer step, over all devices."""
-    micro_batch: int
-    """Sequences per device and forward pass; gradients accumulate until `global_batch` is reached."""
+    micro_batch_size: int
+    """Sequences per device and forward pass; gradients accumulate until `global_batch_size` is reached."""
     steps: int | None = None
     """Optimizer steps; give this or `tokens`."""
     tokens: int | None = None
@@ -37,20 +37,24 @@ class TrainConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot run."""
-        for key in ("sequence_length", "global_batch", "micro_batch", "steps", "tokens"):
+        for key in ("sequence_length", "global_batch_size", "micro_batch_size", "steps", "tokens"):
             value = getattr(self, key)
             if value is not None and value < 1:
                 yield key, f"{value} must be at least 1"
         if (self.steps is None) == (self.tokens is None):
             yield "steps", "give exactly one of train.steps and train.tokens (set the other to null)"
-        if self.micro_batch >= 1 and self.global_batch >= 1 and self.global_batch % self.micro_batch:
-            yield "micro_batch", _divisor_message(self.micro_batch, self.global_batch)
+        if (
+            self.micro_batch_size >= 1
+            and self.global_batch_size >= 1
+            and self.global_batch_size % self.micro_batch_size
+        ):
+            yield "micro_batch_size", _divisor_message(self.micro_batch_size, self.global_batch_size)
 
 
-def _divisor_message(micro_batch: int, share: int) -> str:
+def _divisor_message(micro_batch_size: int, share: int) -> str:
     divisors = [m for m in range(1, share + 1) if share % m == 0]
-    near = min(divisors, key=lambda m: (abs(m - micro_batch), m))
-    return f"{micro_batch} does not divide global_batch={share}; nearest is {near}"
+    near = min(divisors, key=lambda m: (abs(m - micro_batch_size), m))
+    return f"{micro_batch_size} does not divide global_batch_size={share}; nearest is {near}"
 
 
 @config
@@ -87,33 +91,35 @@ class ScheduleConfig:
     """The learning rate over the run, as a multiple of `optimizer.lr`."""
 
     kind: Literal["cosine", "constant", "wsd"] = "cosine"
-    """`cosine` to `final`; `constant`; or `wsd`: warm up, stay, cool down linearly (Hu et al. 2024, 2404.06395)."""
-    warmup: float = 0.05
+    """`cosine` to `min_lr_ratio`; `constant`; or `wsd`: warm up, stay, cool down linearly (Hu et al. 2024,
+    2404.06395)."""
+    warmup_fraction: float = 0.05
     """Linear warmup, as a fraction of the steps."""
     warmup_steps: int | None = None
-    """Linear warmup in optimizer steps, however long the run is; null: as `warmup` says."""
-    cooldown: float = 0.2
+    """Linear warmup in optimizer steps, however long the run is; null: as `warmup_fraction` says."""
+    cooldown_fraction: float = 0.2
     """Length of the final decay of `wsd`, as a fraction of the steps."""
-    final: float = 0.1
+    min_lr_ratio: float = 0.1
     """Where `cosine` and `wsd` end, as a fraction of the peak."""
 
     def warmup_length(self, steps: int) -> int:
         """Return the steps of warmup of a run of `steps`."""
-        return round(self.warmup * steps) if self.warmup_steps is None else self.warmup_steps
+        return round(self.warmup_fraction * steps) if self.warmup_steps is None else self.warmup_steps
 
     def cooldown_start(self, steps: int) -> int:
         """Return the steps of a `wsd` run of `steps` before it cools down."""
-        return steps - round(self.cooldown * steps)
+        return steps - round(self.cooldown_fraction * steps)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
-        for key in ("warmup", "cooldown", "final"):
+        for key in ("warmup_fraction", "cooldown_fraction", "min_lr_ratio"):
             if not 0 <= getattr(self, key) <= 1:
                 yield key, f"{getattr(self, key)} must be between 0 and 1"
         if self.warmup_steps is not None and self.warmup_steps < 0:
             yield "warmup_steps", f"{self.warmup_steps} must not be negative"
-        if self.kind == "wsd" and self.warmup_steps is None and self.warmup + self.cooldown > 1:
-            yield "cooldown", f"warmup {self.warmup} + cooldown {self.cooldown} is more than the whole run"
+        if self.kind == "wsd" and self.warmup_steps is None and self.warmup_fraction + self.cooldown_fraction > 1:
+            message = f"warmup_fraction {self.warmup_fraction} + cooldown_fraction {self.cooldown_fraction}"
+            yield "cooldown_fraction", f"{message} is more than the whole run"
 
 
 @config
@@ -163,18 +169,18 @@ class ParallelConfig:
 
 
 @config
-class EvaluateConfig:
+class EvalConfig:
     """Validation on a fixed set of tokens, the same for every topology."""
 
-    every: int | None = None
+    interval: int | None = None
     """Steps between evaluations during training; null: only at the end."""
     tokens: int = 65_536
     """Validation tokens, rounded down to whole sequences; at most what the corpus holds out."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
-        if self.every is not None and self.every < 1:
-            yield "every", f"{self.every} must be at least 1, or null"
+        if self.interval is not None and self.interval < 1:
+            yield "interval", f"{self.interval} must be at least 1, or null"
         if self.tokens < 1:
             yield "tokens", f"{self.tokens} must be at least 1"
 
@@ -183,21 +189,22 @@ class EvaluateConfig:
 class CheckpointConfig:
     """States that a stopped run continues from."""
 
-    every: int | None = None
+    interval: int | None = None
     """Steps between checkpoints, the last step always among them; null: none."""
     keep: int = 2
-    """Newest checkpoints kept at least; more are where a rollback may have to go further back (`spikes.margin`)."""
+    """Newest checkpoints kept at least; more are where a rollback may have to go further back
+    (`spikes.rollback_margin`)."""
     branch_points: list[int] = field(default_factory=list)
     """Steps after which a checkpoint is written that stays, for runs that branch off; a sweep's `trunk` sets it."""
 
     def due(self, done: int) -> bool:
         """Return whether a checkpoint is written after `done` steps, wherever the run ends."""
-        return done in self.branch_points or (self.every is not None and done % self.every == 0)
+        return done in self.branch_points or (self.interval is not None and done % self.interval == 0)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
-        if self.every is not None and self.every < 1:
-            yield "every", f"{self.every} must be at least 1, or null"
+        if self.interval is not None and self.interval < 1:
+            yield "interval", f"{self.interval} must be at least 1, or null"
         if self.keep < 1:
             yield "keep", f"{self.keep} must be at least 1"
         if any(step < 1 for step in self.branch_points):
@@ -245,15 +252,16 @@ class SpikeConfig:
     """Steps of which half must lie `drift_z` above to make a spike that the noise of a small batch hides."""
     drift_z: float = 2.0
     """Deviation of such steps, in robust standard deviations."""
-    calm_z: float = 3.0
+    recovery_z: float = 3.0
     """A spike is over when `span` losses in a row deviate by less, and under a quarter of `drift_span` drift."""
-    grace: int = 64
+    patience: int = 64
     """Steps within which a spike must be over by itself; otherwise training is rolled back."""
     severe_rise: float = 0.5
-    """Rise above the median loss, as a fraction of it, that is not given this grace in `loss_count` steps of `span`."""
+    """Rise above the median loss, as a fraction of it, that is given no such patience in `loss_count` steps of
+    `span`."""
     non_finite: int = 3
     """Steps in a row without a finite loss and gradient norm, none of which updates the weights, before a rollback."""
-    margin: int = 100
+    rollback_margin: int = 100
     """Training goes back to a checkpoint at least so many steps before the first sign of the spike."""
     max_rollbacks: int = 3
     """Rollbacks allowed within `rollback_window` steps; the run has diverged when one more is needed."""
@@ -263,7 +271,7 @@ class SpikeConfig:
     @property
     def reach(self) -> int:
         """Steps that a rollback goes back at most from where it is decided, but for the distance of checkpoints."""
-        return self.margin + self.grace + self.drift_span if self.enabled else 0
+        return self.rollback_margin + self.patience + self.drift_span if self.enabled else 0
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
@@ -281,17 +289,17 @@ class SpikeConfig:
 
 
 @config
-class WatchConfig:
+class WatchdogConfig:
     """How long a rank may be silent before it counts as hung and the run is ended, to be launched again."""
 
-    step_seconds: float = 45.0
+    step_timeout: float = 45.0
     """For an optimizer step; ten times the slowest step so far where that is more."""
-    slow_seconds: float = 1800.0
+    startup_timeout: float = 1800.0
     """For the start with the first step, an evaluation, or a checkpoint; and, of a sweep, to be launched at all."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
-        for key in ("step_seconds", "slow_seconds"):
+        for key in ("step_timeout", "startup_timeout"):
             if getattr(self, key) < 1:
                 yield key, f"{getattr(self, key)} must be at least 1"
 
@@ -332,7 +340,7 @@ class RunConfig:
     """Learning rate over the run."""
     parallel: ParallelConfig = ParallelConfig()
     """Spread over devices."""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    eval: EvalConfig = EvalConfig()
     """Validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
@@ -342,7 +350,7 @@ class RunConfig:
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
     spikes: SpikeConfig = SpikeConfig()
     """When the loss spikes."""
-    watch: WatchConfig = WatchConfig()
+    watchdog: WatchdogConfig = WatchdogConfig()
     """Limits of silence."""
     wandb: WandbConfig = WandbConfig()
     """Weights & Biases."""
@@ -350,7 +358,7 @@ class RunConfig:
     @property
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step, over all devices."""
-        return self.train.global_batch * self.train.sequence_length
+        return self.train.global_batch_size * self.train.sequence_length
 
     @property
     def steps(self) -> int:
@@ -442,7 +450,7 @@ class RunConfig:
         if (
             self.parallel.offload_optimizer
             and self.parallel.pipeline_stages > 1
-            and self.model.tied
+            and self.model.tie_embeddings
             and (self.precision, self.train.gradient_dtype) == ("bf16", "fp32")
         ):
             # Measured in 0.19.8: from the first step on, the two stages hold different copies of a tied embedding.
@@ -503,15 +511,15 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
 
 def batch_problem(run: RunConfig, data_parallel: int) -> str | None:
     """Return what is wrong with the batch for a number of data-parallel ranks, or None."""
-    share, rest = divmod(run.train.global_batch, data_parallel)
+    share, rest = divmod(run.train.global_batch_size, data_parallel)
     if rest:
-        near = max(1, round(run.train.global_batch / data_parallel)) * data_parallel
-        message = (
-            f"train.global_batch: {run.train.global_batch} does not divide over {data_parallel} data-parallel ranks"
+        near = max(1, round(run.train.global_batch_size / data_parallel)) * data_parallel
+        message = f"train.global_batch_size: {run.train.global_batch_size} does not divide over {data_parallel}"
+        return f"{message} data-parallel ranks; nearest is {near}"
+    if share % run.train.micro_batch_size:
+        near = min(
+            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch_size)
         )
-        return f"{message}; nearest is {near}"
-    if share % run.train.micro_batch:
-        near = min((m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch))
-        message = f"train.micro_batch: {run.train.micro_batch} does not divide the {share} sequences of each"
+        message = f"train.micro_batch_size: {run.train.micro_batch_size} does not divide the {share} sequences of each"
         return f"{message} of {data_parallel} data-parallel ranks; nearest is {near}"
     return None

@@ -24,7 +24,7 @@ class Status(IntEnum):
     INTERRUPTED = 130
 
 
-MEANING = {
+DESCRIPTIONS = {
     Status.COMPLETE: "the run is complete",
     Status.CRASHED: "an error without a status of its own; see the log, run again",
     Status.USER_ERROR: "a mistake in the input; nothing was changed",
@@ -38,7 +38,7 @@ MEANING = {
     Status.INTERRUPTED: "Ctrl-C before the first step, or twice",
 }
 
-HOPELESS = (Status.USER_ERROR, Status.DIVERGED, Status.NO_CHECKPOINT, Status.OUT_OF_MEMORY, Status.DISK_FULL)
+NOT_RETRYABLE = (Status.USER_ERROR, Status.DIVERGED, Status.NO_CHECKPOINT, Status.OUT_OF_MEMORY, Status.DISK_FULL)
 """Statuses after which another attempt would end the same way."""
 
 
@@ -59,15 +59,15 @@ def exit_status(action: Callable[[], int]) -> int:
     try:
         return action()
     except RunEnded as error:
-        return complain(str(error), error.status, error.told_by_all)
+        return print_error(str(error), error.status, error.told_by_all)
     except MISTAKES as error:
-        return complain(str(error), Status.USER_ERROR)
+        return print_error(str(error), Status.USER_ERROR)
     except KeyboardInterrupt:
         message = "interrupted; the same command continues from the newest checkpoint"
-        return complain(message, Status.INTERRUPTED)
+        return print_error(message, Status.INTERRUPTED)
 
 
-def complain(message: str, status: Status, told_by_all: bool = False) -> int:
+def print_error(message: str, status: Status, told_by_all: bool = False) -> int:
     """Print `message`, once on each machine although all ranks find the same mistake, and return `status`."""
     if told_by_all or os.environ.get("LOCAL_RANK", "0") == "0":
         print(message, file=sys.stderr, flush=True)

@@ -16,8 +16,8 @@ from train.engine.random_state import seed_all
 from train.engine.validation_loss import Losses, Validation
 from train.exit_codes import RunEnded, Status
 from train.stability.spike_detector import Kind, Verdict
-from train.stability.spike_guard import Course, Rollback, SpikeGuard
-from train.supervision.heartbeat import Heart
+from train.stability.spike_guard import RecoveryState, Rollback, SpikeGuard
+from train.supervision.heartbeat import HeartbeatWriter
 from train.supervision.preemption import Preempted, StopRequest
 from train.telemetry.record import describe_data
 from train.telemetry.reporter import Reporter, StepClock
@@ -33,13 +33,18 @@ class TrainingDiverged(RunEnded):
 
 
 def train(
-    run: RunConfig, run_dir: Path, mixture: Mixture, topology: Topology, ds_config: dict[str, Any] | None, heart: Heart
+    run: RunConfig,
+    run_dir: Path,
+    mixture: Mixture,
+    topology: Topology,
+    ds_config: dict[str, Any] | None,
+    heartbeat: HeartbeatWriter,
 ) -> None:
     """Train one run to its end, continuing from the newest checkpoint in `run_dir`.
 
-    The process group must be connected. Writes `metrics.jsonl`, `checkpoints/` and, last, `record.json`; the `heart`
-    beats with every step. Leaves the process ready for the next run, whatever its topology, also when it raises one
-    of the errors below.
+    The process group must be connected. Writes `metrics.jsonl`, `checkpoints/` and, last, `record.json`; the
+    `heartbeat` beats with every step. Leaves the process ready for the next run, whatever its topology, also
+    when it raises one of the errors below.
 
     Raises:
         TrainingDiverged: when a spike comes back after every rollback, or the loss is not finite without a guard.
@@ -52,7 +57,7 @@ def train(
         seed_all(run.seed)
         engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
         try:
-            rollback = _attempt(engine, run, run_dir, mixture, topology, heart, report, rollback)
+            rollback = _attempt(engine, run, run_dir, mixture, topology, heartbeat, report, rollback)
         except RunEnded:  # raised by all processes together, as `release` needs it
             release(engine)
             if report is not None:
@@ -69,7 +74,7 @@ def _attempt(
     run_dir: Path,
     mixture: Mixture,
     topology: Topology,
-    heart: Heart,
+    heartbeat: HeartbeatWriter,
     report: Reporter | None,
     after: Rollback | None,
 ) -> Rollback | None:
@@ -77,23 +82,23 @@ def _attempt(
     validation = Validation(mixture, run, topology)
     first_step, guard = _resume(engine, run, run_dir, topology, after)
     if report is not None:
-        report.begin(first_step, guard.course.attempt)
+        report.begin(first_step, guard.recovery.attempt)
 
     losses: Losses | None = None
     clock = StepClock(first_step)
     with StopRequest(topology) as stop:
         for step in range(first_step, run.steps):
-            heart.begin_step(step)
+            heartbeat.begin_step(step)
             stop.begin_step()
             lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
-            batches = training_batches(mixture, run, guard.course.data_step(step), topology)
+            batches = training_batches(mixture, run, guard.recovery.data_step(step), topology)
             loss = train_step(engine, batches, lr, topology)
 
             done = step + 1
             is_last = done == run.steps
             stops = stop.agreed() and not is_last
-            evaluates = is_last or _due(done, run.evaluate.every)
-            saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.every is not None)
+            evaluates = is_last or _due(done, run.eval.interval)
+            saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.interval is not None)
             logs = evaluates or done == 1 or _due(done, run.log_every)
             verdicts = guard.judge(done, loss, engine.get_global_grad_norm(), now=logs or saves)
             ends = verdicts[-1] if verdicts and verdicts[-1].ends_attempt else None
@@ -102,7 +107,7 @@ def _attempt(
                 steps_per_second = clock.lap(done)
                 loss_mean, losses = guard.take_loss_mean(), None
                 if evaluates and ends is None:
-                    heart.begin("evaluating", done)
+                    heartbeat.begin("evaluating", done)
                     losses = validation.measure(engine)
                 if report is not None:
                     report.step(done, loss_value, loss_mean, gradient_norm(engine), lr, steps_per_second, losses)
@@ -115,20 +120,20 @@ def _attempt(
             if ends is not None:
                 return _go_back(ends, guard, run_dir, topology)
             if saves:
-                heart.begin("saving", done)
+                heartbeat.begin("saving", done)
                 if report is not None:
                     report.make_durable()
-                checkpoint.save(engine, run, run_dir, done, guard.course.to_json(), topology)
+                checkpoint.save(engine, run, run_dir, done, guard.recovery.to_json(), topology)
             if stops:
                 raise Preempted(f"{run_dir}: stopped after step {done} and saved; the same command continues")
             if evaluates or saves:
                 clock.restart(done)
 
-    heart.begin("finishing", run.steps)
+    heartbeat.begin("finishing", run.steps)
     if losses is None:  # resumed after the last step
         losses = validation.measure(engine)
     if report is not None:
-        spikes = guard.course.describe(run.tokens_per_step)
+        spikes = guard.recovery.describe(run.tokens_per_step)
         report.finish(losses.mean, {**describe_data(run, mixture, validation, losses), **spikes})
     return None
 
@@ -136,21 +141,21 @@ def _attempt(
 def _resume(
     engine: Any, run: RunConfig, run_dir: Path, topology: Topology, after: Rollback | None
 ) -> tuple[int, SpikeGuard]:
-    """Load the newest checkpoint; after a rollback, save it again on its new course, which makes the rollback last."""
+    """Load the newest checkpoint; after a rollback, save it again as the next attempt's, so that the rollback lasts."""
     resumed = checkpoint.resume(engine, run, run_dir, topology)
-    course = Course.from_json(resumed.extra)
+    recovery = RecoveryState.from_json(resumed.extra)
     if after is not None:
-        course = after.next_course(resumed.step, course)
-        if run.checkpoint.every is not None:
-            checkpoint.save(engine, run, run_dir, resumed.step, course.to_json(), topology)
-    return resumed.step, SpikeGuard(run, course)
+        recovery = after.next_attempt(resumed.step, recovery)
+        if run.checkpoint.interval is not None:
+            checkpoint.save(engine, run, run_dir, resumed.step, recovery.to_json(), topology)
+    return resumed.step, SpikeGuard(run, recovery)
 
 
 def _go_back(verdict: Verdict, guard: SpikeGuard, run_dir: Path, topology: Topology) -> Rollback:
     if verdict.kind is Kind.DIVERGED:
         raise TrainingDiverged(f"{run_dir}: {verdict.reason} at step {verdict.step}; try a lower optimizer.lr")
-    rollback = Rollback(guard.course, verdict)
-    checkpoint.tombstone(run_dir, rollback.latest_step(guard.run.spikes.margin), topology)
+    rollback = Rollback(guard.recovery, verdict)
+    checkpoint.quarantine(run_dir, rollback.latest_step(guard.run.spikes.rollback_margin), topology)
     return rollback
 
 

@@ -9,14 +9,14 @@ import torch
 from configs.reader import ConfigError, Problem, dump_yaml
 from data.files import only_process, write_atomic
 from data.loading.mixture import Mixture, open_mixture
-from train.checkpoint.stored_config import changed_keys, require_same_course
+from train.checkpoint.stored_config import changed_keys, require_same_prefix
 from train.config import RunConfig, batch_problem
 from train.distributed.rendezvous_check import require_one_run
 from train.distributed.topology import Topology, connect, launched_topology, precision_problem
 from train.engine.ds_config import derive, merge_user_config, read_user_config
 from train.exit_codes import MISTAKES
 from train.supervision.failures import known_failures
-from train.supervision.heartbeat import Heart
+from train.supervision.heartbeat import HeartbeatWriter
 from train.supervision.jit_locks import clear_stale_locks
 from train.supervision.watchdog import watch_ranks
 
@@ -54,7 +54,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
     if user_ds_config is not None:
         ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
     _require_unchanged(run, run_dir)
-    require_same_course(run, run_dir)
+    require_same_prefix(run, run_dir)
     mixture = _open_mixture(run, topology, source)
 
     with ExitStack() as stack:
@@ -67,9 +67,9 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
         if topology.is_main:
             clear_stale_locks()
             write_atomic(run_dir / "config.yaml", dump_yaml(run))
-        heart = stack.enter_context(Heart(run_dir, topology.rank, run.watch))
+        heartbeat = stack.enter_context(HeartbeatWriter(run_dir, topology.rank, run.watchdog))
         stack.enter_context(known_failures(run, topology.data_parallel))
-        connect(topology, run.watch.slow_seconds)
+        connect(topology, run.watchdog.startup_timeout)
         require_one_run(run_dir, topology)
         stack.enter_context(watch_ranks(run_dir, topology.rank, topology.world_size))
         # Importing deepspeed takes seconds; the mistakes above are told before.
@@ -78,13 +78,13 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
 
         exchange_mistakes(None, topology)
         require_agreement(run, ds_config, mixture, run_dir, topology)
-        train(run, run_dir, mixture, topology, ds_config, heart)
+        train(run, run_dir, mixture, topology, ds_config, heartbeat)
     return 0
 
 
 def _tell_other_machines(mistake: str, run: RunConfig, run_dir: Path, topology: Topology) -> None:
     """Join the processes that found no mistake and wait for this one, and end with them."""
-    connect(topology, run.watch.slow_seconds)
+    connect(topology, run.watchdog.startup_timeout)
     require_one_run(run_dir, topology)
     from train.distributed.consistency import exchange_mistakes
 

@@ -73,8 +73,8 @@ def is_validation(document: Document, config: DataConfig) -> bool:
 
 
 def is_left_out(document: Document, config: DataConfig) -> bool:
-    """Whether the document is one of the training documents that `fraction` leaves out."""
-    return config.fraction < 1 and _position(document, f"subset/{config.subset_seed}") >= config.fraction
+    """Whether the document is one of the training documents that `subsample` leaves out."""
+    return config.subsample < 1 and _position(document, f"subset/{config.subset_seed}") >= config.subsample
 
 
 def _position(document: Document, name: str) -> float:

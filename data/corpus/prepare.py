@@ -229,7 +229,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
     splits = {split: writer.close() for split, writer in writers.items()}
     _require_both_splits(config, tally, course.least, course.largest)
     if not splits["train"].documents:
-        raise DataError(f"data.fraction: {config.fraction} leaves none of the training documents; raise it")
+        raise DataError(f"data.subsample: {config.subsample} leaves none of the training documents; raise it")
 
     training, held_out = (token_stream(partial, split, str(dtype)) for split in splits.values())
     bytes_per_token = splits["train"].bytes / splits["train"].tokens

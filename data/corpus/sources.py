@@ -88,7 +88,7 @@ def open_source(config: DataConfig) -> Source:
     Raises:
         DataError: when a file or data set is missing, empty or of an unknown format.
     """
-    source = {"pysource": _pysource, "files": _files, "hub": _hub, "grammar": _grammar}[config.source](config)
+    source = {"python_source": _python_source, "files": _files, "hub": _hub, "grammar": _grammar}[config.source](config)
     if config.transform is None:
         return source
     name = config.transform
@@ -100,10 +100,10 @@ def open_source(config: DataConfig) -> Source:
     )
 
 
-# ------------------------------------------------------------------------------------------ pysource
+# ------------------------------------------------------------------------------------------ python_source
 
 
-def _pysource(config: DataConfig) -> Source:
+def _python_source(config: DataConfig) -> Source:
     # The name holds the Python version and not the installed packages: installing one between two runs of a
     # sweep must not change their text. The first preparation is the snapshot; its hash is in the manifest.
     return Source(

@@ -119,19 +119,19 @@ def window_indices(
     corpus: Corpus,
     seed: int,
     step: int,
-    global_batch: int,
+    global_batch_size: int,
     sequence_length: int,
     rows: slice | None = None,
 ) -> np.ndarray:
     """Return which windows a step reads, int64 of shape (rows,); arguments as for `batch`."""
-    if step < 0 or global_batch < 1:
-        raise ValueError(f"step {step} and global_batch {global_batch} must be at least 0 and 1")
-    return windows_at(corpus, seed, sequences(step, global_batch, rows), sequence_length)
+    if step < 0 or global_batch_size < 1:
+        raise ValueError(f"step {step} and global_batch_size {global_batch_size} must be at least 0 and 1")
+    return windows_at(corpus, seed, sequences(step, global_batch_size, rows), sequence_length)
 
 
-def sequences(step: int, global_batch: int, rows: slice | None = None) -> np.ndarray:
+def sequences(step: int, global_batch_size: int, rows: slice | None = None) -> np.ndarray:
     """Return the numbers of a step's sequences, counted from the start of the run: int64, shape (rows,)."""
-    return step * global_batch + np.arange(*(rows or slice(None)).indices(global_batch), dtype=np.int64)
+    return step * global_batch_size + np.arange(*(rows or slice(None)).indices(global_batch_size), dtype=np.int64)
 
 
 def windows_at(corpus: Corpus, seed: int, places: np.ndarray, sequence_length: int) -> np.ndarray:
@@ -148,20 +148,20 @@ def batch(
     corpus: Corpus,
     seed: int,
     step: int,
-    global_batch: int,
+    global_batch_size: int,
     sequence_length: int,
     rows: slice | None = None,
 ) -> np.ndarray:
     """Return the tokens of one step.
 
-    Sample g = step * global_batch + row is place g mod n of epoch g // n, where n is the number of windows; a
+    Sample g = step * global_batch_size + row is place g mod n of epoch g // n, where n is the number of windows; a
     batch may straddle epochs.
 
     Args:
         corpus: the prepared corpus.
         seed: the run's seed; it orders the windows.
         step: optimizer step, from 0.
-        global_batch: sequences a step over all ranks and micro-batches.
+        global_batch_size: sequences a step over all ranks and micro-batches.
         sequence_length: tokens S a sequence.
         rows: this rank's (or micro-batch's) rows of the global batch; None for all.
 
@@ -172,7 +172,7 @@ def batch(
         DataError: when the training split does not fill one window.
     """
     windows = Windows(corpus.train, sequence_length, windows_per_epoch(corpus, sequence_length))
-    return windows[window_indices(corpus, seed, step, global_batch, sequence_length, rows)]
+    return windows[window_indices(corpus, seed, step, global_batch_size, sequence_length, rows)]
 
 
 # ----------------------------------------------------------------------------------------- validation
@@ -229,6 +229,6 @@ class Repetition:
 
 
 def repetition(corpus: Corpus, sequence_length: int, tokens: int) -> Repetition:
-    """Return how often `tokens` training tokens (D = steps * global_batch * S) repeat the corpus."""
+    """Return how often `tokens` training tokens (D = steps * global_batch_size * S) repeat the corpus."""
     unique = windows_per_epoch(corpus, sequence_length) * sequence_length
     return Repetition(epochs=tokens / unique, unique_tokens=min(tokens, unique))

@@ -1,9 +1,10 @@
 """What a run reads: one corpus, or several mixed in fixed proportions.
 
-Which component a sequence comes from depends on its number in the run alone (step * global_batch + row), whatever the
-seed and the topology. Proportions are exact at every moment: the components are the leaves of a binary tree, and each
-node sends every sequence to the side that is behind its share, by rounding. After n sequences a component of weight w
-has had n w of them up to half a sequence for each level of the tree: 1/2 for two components, 1 for three or four.
+Which component a sequence comes from depends on its number in the run alone (step * global_batch_size + row), whatever
+the seed and the topology. Proportions are exact at every moment: the components are the leaves of a binary tree, and
+each node sends every sequence to the side that is behind its share, by rounding. After n sequences a component of
+weight w has had n w of them up to half a sequence for each level of the tree: 1/2 for two components, 1 for three or
+four.
 
 Within a component, sequences follow its own epochs, as if it were trained on alone (data/loading/batches.py).
 """
@@ -107,7 +108,7 @@ def components(config: DataConfig, progress: bool = True) -> dict[str, DataConfi
 def _shared_tokenizer(parts: dict[str, DataConfig], progress: bool) -> Path:
     """Train a tokenizer on an equal share of training text of each part; it knows neither weights nor fractions."""
     wholes = [
-        replace(part, fraction=1.0, tokenizer_bytes=max(1, part.tokenizer_bytes // len(parts)))
+        replace(part, subsample=1.0, tokenizer_bytes=max(1, part.tokenizer_bytes // len(parts)))
         for part in parts.values()
         if _has_text(part)
     ]
@@ -169,14 +170,14 @@ def allocated(count: int, shares: Sequence[int]) -> list[int]:
 
 
 def training_windows(
-    mixture: Mixture, seed: int, step: int, global_batch: int, sequence_length: int, rows: slice | None = None
+    mixture: Mixture, seed: int, step: int, global_batch_size: int, sequence_length: int, rows: slice | None = None
 ) -> np.ndarray:
     """Return rows of the global batch of a step: int64, shape (rows, S + 1), inputs [:, :-1], targets [:, 1:].
 
     Raises:
         DataError: when the training split of a component does not fill one window.
     """
-    which, number = allocate(sequences(step, global_batch, rows), [c.share for c in mixture.components])
+    which, number = allocate(sequences(step, global_batch_size, rows), [c.share for c in mixture.components])
     out = np.empty((len(which), sequence_length + 1), dtype=np.int64)
     for i, component in enumerate(mixture.components):
         here = which == i

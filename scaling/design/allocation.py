@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scaling.fit.bootstrap import cluster_index
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops
 from scaling.laws import Array, Law
 from scaling.tables.table import Table
@@ -161,7 +161,7 @@ class Trace:
     loss: Array
 
 
-def allocate(view: View, budgets: Array, traces: Sequence[Trace] | None = None, seed: int = 0) -> list[Approach]:
+def allocate(view: FittedLaw, budgets: Array, traces: Sequence[Trace] | None = None, seed: int = 0) -> list[Approach]:
     """The three approaches at ``budgets`` (points,) in FLOPs, as the table counts them.
 
     ``traces`` are training curves; without them the envelope is that of finished runs, size by size.
@@ -276,7 +276,7 @@ def _steps(C: Array, N: Array) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class Profile:
+class IsoFlopProfile:
     """Runs of several sizes at one budget, and the cubic through them (coefficients of log loss in log N - centre).
 
     ``loss`` (nats per token) is that at the budget C exactly.
@@ -300,7 +300,7 @@ class Profile:
         return None if best is None else float(np.exp(best + self.centre))
 
 
-def profiles(table: Table, tolerance: float = TOLERANCE) -> list[Profile]:
+def profiles(table: Table, tolerance: float = TOLERANCE) -> list[IsoFlopProfile]:
     """Groups of runs whose C agree to ``tolerance`` (relative) and that hold at least 5 sizes, by C.
 
     What is left of the spread of C is removed with one slope d log loss / d log C, estimated within all groups.
@@ -314,7 +314,9 @@ def profiles(table: Table, tolerance: float = TOLERANCE) -> list[Profile]:
         centre, budget = float(log_N[rows].mean()), float(log_C[rows].mean())
         moved = log_loss[rows] - slope * (log_C[rows] - budget)
         cubic = np.polyfit(log_N[rows] - centre, moved, 3)
-        found.append(Profile(float(np.exp(budget)), rows, table.columns["N"][rows], np.exp(moved), centre, cubic))
+        found.append(
+            IsoFlopProfile(float(np.exp(budget)), rows, table.columns["N"][rows], np.exp(moved), centre, cubic)
+        )
     return sorted(found, key=lambda p: p.C)
 
 
@@ -385,7 +387,7 @@ def isoflop(table: Table, budgets: Array, level: float = 0.9, seed: int = 0) -> 
     return _power_law(name, C, N, samples, budgets, level, (C, N), notes)
 
 
-def _refit(profile: Profile, sign: Array) -> float | None:
+def _refit(profile: IsoFlopProfile, sign: Array) -> float | None:
     """Best size of a profile whose residuals have the given signs."""
     x = np.log(profile.N) - profile.centre
     fitted = np.polyval(profile.coefficients, x)
@@ -395,7 +397,7 @@ def _refit(profile: Profile, sign: Array) -> float | None:
     return None if best is None else float(np.exp(best + profile.centre))
 
 
-def parametric(view: View, budgets: Array) -> Approach:
+def parametric(view: FittedLaw, budgets: Array) -> Approach:
     """Approach 3: the minimum of the fitted law, with its bootstrap draws for the interval."""
     name = "parametric"
     if not view.is_surface:

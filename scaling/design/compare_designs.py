@@ -20,7 +20,7 @@ from scaling.fit.bootstrap import DRAWS, LEVEL, bootstrap, residual_sigma
 from scaling.fit.estimate import fit
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.table import Table, frontier
-from scaling.validation.backtest import Scored, score
+from scaling.validation.backtest import HeldOutPrediction, score
 
 REACH = 10.0  # times the largest fitted compute, at least, of every predicted run
 ENOUGH = 0.01  # relative error of a prediction that is called good
@@ -35,7 +35,7 @@ class Outcome:
     law: str
     runs: int
     flops: float
-    scored: tuple[Scored, ...]
+    scored: tuple[HeldOutPrediction, ...]
     reason: str = ""
 
     @property
@@ -112,7 +112,7 @@ def _nearest_of_each(group: Array, value: Array, wanted: float, within: float) -
     return keep
 
 
-def next_best(table: Table, target: Mapping[str, float], law: Law, pinned: Mapping[str, float], seed: int = 0) -> Mask:
+def next_best(table: Table, target: Mapping[str, float], law: Law, fixed: Mapping[str, float], seed: int = 0) -> Mask:
     """Begin with the cheapest runs that can be fitted, and buy those that `planning.design` asks for, one by one.
 
     What may be spent in all is a quarter of the factorial's FLOPs; every choice is by a fit to the runs bought so far.
@@ -124,7 +124,7 @@ def next_best(table: Table, target: Mapping[str, float], law: Law, pinned: Mappi
     for i in np.argsort(C, kind="stable"):
         bought[i] = True
         with suppress(FitError):
-            fitted = fit(law, table.select(bought), pinned=pinned, seed=seed)
+            fitted = fit(law, table.select(bought), fixed=fixed, seed=seed)
             break
     while fitted is not None and (left := 0.25 * C.sum() - C[bought].sum()) > 0 and (~bought).any():
         kept = table.select(bought)
@@ -142,7 +142,7 @@ def next_best(table: Table, target: Mapping[str, float], law: Law, pinned: Mappi
         except PlanError:  # nothing that is left can be paid
             break
         bought[unbought[step.candidate]] = True
-        fitted = fit(law, table.select(bought), pinned=pinned, seed=seed)
+        fitted = fit(law, table.select(bought), fixed=fixed, seed=seed)
     return bought
 
 
@@ -179,7 +179,7 @@ def trunk_flops(table: Table, cooldown: float) -> float:
 
 def compare(
     table: Table,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     reach: float = REACH,
     cooldown: float | None = None,
     draws: int = DRAWS,
@@ -188,12 +188,12 @@ def compare(
 ) -> list[Outcome]:
     """Fit every design to its runs and predict the largest ones; ordered by FLOPs.
 
-    ``pinned`` fixes parameters of the laws that have them, as E where it is known. With ``cooldown``, the part of a run
+    ``fixed`` fixes parameters of the laws that have them, as E where it is known. With ``cooldown``, the part of a run
     in which its learning rate falls, the factorial is also priced as trunks with branches, supposing that a branch
     ends at the loss of a run of its own. Raises FitError where the table has no runs to predict or to fit.
     """
     pool, targets = split(table, reach)
-    surface, pins = LAWS["chinchilla"], dict(pinned or {})
+    surface, pins = LAWS["chinchilla"], dict(fixed or {})
     target = {k: float(targets.columns[k][targets.columns["C"].argmax()]) for k in ("N", "D")}
     designs: dict[str, Callable[[Table], Mask]] = {
         "factorial": factorial,
@@ -212,7 +212,7 @@ def compare(
             if not law.frontier:  # which runs a frontier has is known when all have been trained
                 cost = float(chosen.columns["C"].sum())
             known = {name: value for name, value in pins.items() if name in law.parameters}
-            fitted = fit(law, chosen, pinned=known, seed=seed)
+            fitted = fit(law, chosen, fixed=known, seed=seed)
             boot = bootstrap(fitted, chosen.run, draws=draws, seed=seed)
         except FitError as error:
             return Outcome(name, law.name, len(chosen), cost, (), str(error))

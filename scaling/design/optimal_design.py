@@ -23,7 +23,7 @@ from scaling.design.allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
 from scaling.errors import PlanError
 from scaling.fit.bootstrap import interval
 from scaling.laws import LAWS, Array, Law
-from scaling.tables.cells import LEAST, MOST
+from scaling.tables.cells import MAX_VALUE, MIN_VALUE
 
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken
 
@@ -54,7 +54,7 @@ def best_for(law: Mapping[str, Any], draws: Mapping[str, Array], given: str, val
     declared = LAWS[law["law"]]
     if not (np.isfinite(value) and value > 0):
         raise PlanError(f"{given} must be a positive number, not {value}")
-    if not LEAST <= value <= MOST:
+    if not MIN_VALUE <= value <= MAX_VALUE:
         raise PlanError(f"{given} = {value:g} is beyond any plausible value")
     point: dict[str, Array] = {k: np.array([[float(v)]]) for k, v in law["params"].items()}
     samples = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
@@ -110,7 +110,7 @@ class Candidates:
 
 
 @dataclass(frozen=True)
-class Step:
+class DesignStep:
     """One run chosen: its index among the candidates, and the relative standard deviation of the forecast after it.
 
     ``gain`` is the share of the forecast's present variance that the run removes, ``gain_per_flop`` that per FLOP.
@@ -128,7 +128,7 @@ class Design:
     """Runs in the order of choice. ``sigma`` is the relative standard deviation of the target's expected loss now."""
 
     sigma: float
-    steps: tuple[Step, ...]
+    steps: tuple[DesignStep, ...]
 
     @property
     def flops(self) -> float:
@@ -185,15 +185,15 @@ def design(
     cost = candidates.flops[affordable]
     both = [_greedy(K, noise[1:] ** 2, cost, budget, runs, per_flop) for per_flop in (False, True)]
     best = min(both, key=lambda steps: (steps[-1].sigma, sum(s.flops for s in steps)))
-    chosen = tuple(Step(int(affordable[s.candidate]), s.flops, s.sigma, s.gain, s.gain_per_flop) for s in best)
+    chosen = tuple(DesignStep(int(affordable[s.candidate]), s.flops, s.sigma, s.gain, s.gain_per_flop) for s in best)
     return Design(float(np.sqrt(K[0, 0])), chosen)
 
 
-def _greedy(K: Array, noise: Array, cost: Array, budget: float, runs: int, per_flop: bool) -> list[Step]:
+def _greedy(K: Array, noise: Array, cost: Array, budget: float, runs: int, per_flop: bool) -> list[DesignStep]:
     """Choose runs one after another. ``K`` has the target first; ``noise`` holds variances."""
     K, first = K.copy(), K[0, 0]
     left: NDArray[np.bool_] = np.ones(len(cost), dtype=bool)
-    steps: list[Step] = []
+    steps: list[DesignStep] = []
     for _ in range(runs):
         allowed = left & (cost <= budget)
         if not allowed.any():
@@ -208,7 +208,7 @@ def _greedy(K: Array, noise: Array, cost: Array, budget: float, runs: int, per_f
         left[i] = False
         budget -= cost[i]
         share = float(gain[i] / first)
-        steps.append(Step(i, float(cost[i]), float(np.sqrt(max(K[0, 0], 0.0))), share, share / float(cost[i])))
+        steps.append(DesignStep(i, float(cost[i]), float(np.sqrt(max(K[0, 0], 0.0))), share, share / float(cost[i])))
     return steps
 
 

@@ -26,7 +26,7 @@ SAME = 0.02  # runs within this of the target in N and in D measure it
 
 
 @dataclass(frozen=True)
-class Rule:
+class StoppingRule:
     """What is asked of the forecast for ``N`` parameters on ``D`` tokens.
 
     ``width`` of the interval of its expected loss, relative to the loss, at ``level``. Runs that together narrow the
@@ -41,7 +41,7 @@ class Rule:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class StopDecision:
     """``width`` of the interval now, relative to the loss, and which of the candidates (m,) are not needed."""
 
     width: float
@@ -49,7 +49,7 @@ class Verdict:
     unneeded: NDArray[np.bool_]
 
 
-def judge(table: Table, rule: Rule, left: Candidates) -> Verdict:
+def should_stop(table: Table, rule: StoppingRule, left: Candidates) -> StopDecision:
     """Judge the runs ``left`` by those measured in ``table``. A run of the target itself is always needed.
 
     ``left.flops`` are those still to be spent. Raises FitError where the table cannot identify Chinchilla's law.
@@ -63,15 +63,15 @@ def judge(table: Table, rule: Rule, left: Candidates) -> Verdict:
     width = (high - low) / float(law.evaluate(fitted.params, target)[0])
     measures = np.all([np.abs(np.log(at[k][1:] / at[k][0])) < SAME for k in at], axis=0)
     if width <= rule.width:
-        return Verdict(width, True, ~measures)
+        return StopDecision(width, True, ~measures)
     noise = residual_sigma(fitted.residuals, fitted.problem.free) ** 2
     K = covariance(law, draws, at)
     if not np.isfinite(K).all():
         raise FitError(f"{table.source}: the rows determine no forecast at N={rule.N:g}, D={rule.D:g}")
-    return Verdict(width, False, expendable(K, noise, left.flops, rule.negligible) & ~measures)
+    return StopDecision(width, False, skippable(K, noise, left.flops, rule.negligible) & ~measures)
 
 
-def expendable(K: Array, noise: float, cost: Array, tolerance: float) -> NDArray[np.bool_]:
+def skippable(K: Array, noise: float, cost: Array, tolerance: float) -> NDArray[np.bool_]:
     """Runs (m,) without which all others together determine the target nearly as well as with them.
 
     Backward elimination: the run that saves most FLOPs for what it would have narrowed goes first, as long as the
@@ -104,7 +104,7 @@ def _sigma(K: Array, noise: float, kept: NDArray[np.bool_]) -> float:
     return float(np.sqrt(max(K[0, 0] - seen, 0.0)))
 
 
-def reasons(rule: Rule, verdict: Verdict, names: list[str]) -> Mapping[str, str]:
+def reasons(rule: StoppingRule, verdict: StopDecision, names: list[str]) -> Mapping[str, str]:
     """Why each of the candidates ``names`` (m,) that are not needed is not."""
     known = f"the forecast's {100 * rule.level:g} % interval is {100 * verdict.width:.3g} % wide"
     enough = f"{known}, within the {100 * rule.width:g} % asked for"

@@ -48,7 +48,7 @@ class Setting:
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step: D is a multiple of it."""
         train = self.run.get("train", {})
-        return int(train["sequence_length"]) * int(train["global_batch"])
+        return int(train["sequence_length"]) * int(train["global_batch_size"])
 
 
 def read_setting(path: Path) -> Setting:
@@ -60,7 +60,7 @@ def read_setting(path: Path) -> Setting:
     base = Path(os.path.normpath(Path(origin["base"]).parent / tree["base"]))
     run = merge(read_tree(base)[0], _nested(tree.get("run", {})))
     train = run.get("train", {})
-    for key in ("sequence_length", "global_batch"):
+    for key in ("sequence_length", "global_batch_size"):
         if not isinstance(train.get(key), int):
             raise ConfigError([Problem(str(base), f"train.{key}", "is missing")])
     return Setting(path, tree, base, run)

@@ -19,7 +19,7 @@ from scaling.laws import Array, Law
 
 METHODS = ("wild", "pairs")
 DRAWS = 2000
-HUGE = 1e300
+MAX_DRAW = 1e300
 LEVEL = 0.9
 
 
@@ -42,7 +42,7 @@ class Bootstrap:
 def interval(values: Array, level: float = LEVEL) -> tuple[float, float]:
     """Equal-tailed percentile interval of draws (draws,) or (draws, 1)."""
     # Quantiles interpolate between draws, which infinities would turn into not-a-number.
-    finite = np.clip(np.nan_to_num(values, nan=np.inf), -HUGE, HUGE)
+    finite = np.clip(np.nan_to_num(values, nan=np.inf), -MAX_DRAW, MAX_DRAW)
     low, high = np.quantile(finite, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
@@ -82,7 +82,7 @@ def bootstrap(
         raise FitError(f"bootstrap method {method!r} is not one of {', '.join(METHODS)}")
     values = fit.law.decode(solution.theta, problem.centre)
     lower, upper = np.array(fit.law.bounds).T
-    at_bound = ((solution.theta <= lower) | (solution.theta >= upper)) & ~problem.fixed
+    at_bound = ((solution.theta <= lower) | (solution.theta >= upper)) & ~problem.is_fixed
     return Bootstrap(
         params={k: values[:, i] for i, k in enumerate(fit.law.parameters)},
         method=method,

@@ -22,7 +22,7 @@ from scipy.stats import qmc
 
 from scaling.errors import FitError
 from scaling.laws import Array, Law
-from scaling.tables.cells import LEAST, MOST
+from scaling.tables.cells import MAX_VALUE, MIN_VALUE
 from scaling.tables.table import Table, frontier
 
 CHUNK = 30_000  # problems times points solved together: their Jacobians stay in the cache
@@ -61,7 +61,7 @@ def loss_named(name: str = "log-huber", delta: float = 1e-3) -> Loss:
 
 
 @dataclass(frozen=True)
-class Problem:
+class FitProblem:
     """A law, the data it is fitted to in centred features ``x`` (v, n), and which coordinates are fixed."""
 
     law: Law
@@ -70,13 +70,13 @@ class Problem:
     centre: Array
     y: Array  # (n,) measured response
     weights: Array  # (n,)
-    fixed: NDArray[np.bool_]  # (p,)
-    pinned: Array  # (p,) values of the fixed coordinates
+    is_fixed: NDArray[np.bool_]  # (p,)
+    fixed: Array  # (p,) values of the fixed coordinates
 
     @property
     def free(self) -> int:
         """Number of coordinates that are fitted."""
-        return int((~self.fixed).sum())
+        return int((~self.is_fixed).sum())
 
     def residual(self, prediction: Array, y: Array) -> Array:
         """Residuals on the scale of the loss."""
@@ -85,7 +85,7 @@ class Problem:
     def restrict(self, theta: Array) -> Array:
         """Coordinates (B, p) moved to the pinned values and inside the bounds."""
         lower, upper = np.array(self.law.bounds).T
-        return np.where(self.fixed, self.pinned, np.clip(theta, lower, upper))
+        return np.where(self.is_fixed, self.fixed, np.clip(theta, lower, upper))
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class Fit:
     params: dict[str, float]
     theta: Array
     certificate: Certificate
-    problem: Problem = field(repr=False)
+    problem: FitProblem = field(repr=False)
 
     def predict(self, columns: Mapping[str, Array]) -> Array:
         """Prediction at ``columns``; see Law.evaluate."""
@@ -142,52 +142,52 @@ def make_problem(
     law: Law,
     table: Table,
     loss: Loss | None = None,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     weights: Array | None = None,
-) -> Problem:
+) -> FitProblem:
     """Check that ``table`` can identify ``law`` and centre it.
 
-    ``pinned`` fixes parameters by value. ``weights`` (n,) default to the column ``weight``, else 1. Raises FitError.
+    ``fixed`` fixes parameters by value. ``weights`` (n,) default to the column ``weight``, else 1. Raises FitError.
     """
-    loss, pinned = loss or loss_named(), dict(pinned or {})
+    loss, fixed = loss or loss_named(), dict(fixed or {})
     missing = [v for v in (*law.variables, law.response) if v not in table.columns]
     if missing:
         raise FitError(f"{table.source}: the law {law.name} needs the column {', '.join(missing)}")
-    fixed = _fixed(law, pinned)
+    is_fixed = _fixed(law, fixed)
     y = table.columns[law.response]
     if weights is None:
         weights = table.columns.get("weight", np.ones(len(table)))
     used = weights > 0
-    _check_enough(law, table, int((~fixed).sum()), pinned, used)
+    _check_enough(law, table, int((~is_fixed).sum()), fixed, used)
     if loss.scale == "log" and y.min() <= 0:
         raise FitError(f"{table.source}: {law.response} must be positive for a loss on the log scale")
     for name in (*law.variables, law.response):
         values = np.abs(table.columns[name])
-        if not ((values >= LEAST) & (values <= MOST) | ((values == 0) & (name == law.response))).all():
+        if not ((values >= MIN_VALUE) & (values <= MAX_VALUE) | ((values == 0) & (name == law.response))).all():
             raise FitError(f"{table.source}: the column {name} has values that are not numbers of a plausible size")
     features = law.features(table.columns)
     centre = law.centre(features)
-    values = np.array([pinned.get(k, 1.0) for k in law.parameters])
-    coordinates = np.where(fixed, law.encode(values, centre), 0.0)
+    values = np.array([fixed.get(k, 1.0) for k in law.parameters])
+    coordinates = np.where(is_fixed, law.encode(values, centre), 0.0)
     lower, upper = np.array(law.bounds).T
-    outside = fixed & ((coordinates < lower) | (coordinates > upper) | ~np.isfinite(coordinates))
+    outside = is_fixed & ((coordinates < lower) | (coordinates > upper) | ~np.isfinite(coordinates))
     if outside.any():
         name = law.parameters[int(outside.argmax())]
-        raise FitError(f"{name} cannot be pinned to {pinned[name]!r}: it is outside the range of the law {law.name}")
-    return Problem(law, loss, features - centre[:, None], centre, y, weights, fixed, coordinates)
+        raise FitError(f"{name} cannot be pinned to {fixed[name]!r}: it is outside the range of the law {law.name}")
+    return FitProblem(law, loss, features - centre[:, None], centre, y, weights, is_fixed, coordinates)
 
 
-def _fixed(law: Law, pinned: Mapping[str, float]) -> NDArray[np.bool_]:
-    for name in pinned:
+def _fixed(law: Law, fixed: Mapping[str, float]) -> NDArray[np.bool_]:
+    for name in fixed:
         if name not in law.parameters:
             raise FitError(f"the law {law.name} has no parameter {name!r}; it has {', '.join(law.parameters)}")
-        others = [k for k in law.entangled.get(name, ()) if k not in pinned]
+        others = [k for k in law.entangled.get(name, ()) if k not in fixed]
         if others:
             raise FitError(f"to pin {name} of the law {law.name}, pin {', '.join(others)} as well")
-    return np.array([k in pinned for k in law.parameters])
+    return np.array([k in fixed for k in law.parameters])
 
 
-def _check_enough(law: Law, table: Table, free: int, pinned: Mapping[str, float], used: NDArray[np.bool_]) -> None:
+def _check_enough(law: Law, table: Table, free: int, fixed: Mapping[str, float], used: NDArray[np.bool_]) -> None:
     if free == 0:
         raise FitError(f"every parameter of the law {law.name} is pinned: there is nothing to fit")
     rows = int(used.sum())
@@ -199,7 +199,7 @@ def _check_enough(law: Law, table: Table, free: int, pinned: Mapping[str, float]
     if np.ptp(table.columns[law.response][used]) == 0:
         what = "losses do" if law.response == "loss" else f"{law.response}s do"
         raise FitError(f"{table.source}: the {what} not vary, so there is nothing that a law could explain")
-    slack = 1 if "E" in pinned else 0
+    slack = 1 if "E" in fixed else 0
     for variable, least in zip(law.variables, law.distinct, strict=True):
         values = len(np.unique(table.columns[variable][used]))
         if values < least - slack:
@@ -213,7 +213,7 @@ def fit(
     law: Law,
     table: Table,
     loss: Loss | None = None,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     weights: Array | None = None,
     starts: str = "grid",
     seed: int = 0,
@@ -222,7 +222,7 @@ def fit(
 
     Raises FitError where the table cannot identify the law or no start leads to a finite objective.
     """
-    problem = make_problem(law, table, loss, pinned, weights)
+    problem = make_problem(law, table, loss, fixed, weights)
     return fit_problem(problem, starting_points(problem, starts, seed))
 
 
@@ -231,7 +231,7 @@ def rows_for(law: Law, table: Table) -> Table:
     return table.select(frontier(table, law.variables[0])) if law.frontier else table
 
 
-def starting_points(problem: Problem, kind: str = "grid", seed: int = 0) -> Array:
+def starting_points(problem: FitProblem, kind: str = "grid", seed: int = 0) -> Array:
     """Starting coordinates (S, p): ``grid``, the law's own; ``random``, 256 scrambled Sobol points of its hull."""
     grid = problem.law.starts(problem.x, problem.y)
     if kind == "grid":
@@ -243,7 +243,7 @@ def starting_points(problem: Problem, kind: str = "grid", seed: int = 0) -> Arra
     raise FitError(f"starts {kind!r} are not one of grid, random")
 
 
-def fit_problem(problem: Problem, starts: Array) -> Fit:
+def fit_problem(problem: FitProblem, starts: Array) -> Fit:
     """Solve from ``starts`` (S, p) and certify. Raises FitError where nothing finite is found."""
     solution = minimise(problem, starts)
     if not np.isfinite(solution.objective).any():
@@ -254,7 +254,7 @@ def fit_problem(problem: Problem, starts: Array) -> Fit:
     theta, objective = final.theta[0], float(final.objective[0])
     agreeing = solution.objective <= objective * (1 + AGREEMENT) + 1e-20
     lower, upper = np.array(problem.law.bounds).T
-    at_bound = ~problem.fixed & ((theta <= lower) | (theta >= upper))
+    at_bound = ~problem.is_fixed & ((theta <= lower) | (theta >= upper))
     certificate = Certificate(
         objective=objective,
         gradient_norm=float(final.gradient_norm[0]),
@@ -270,17 +270,17 @@ def fit_problem(problem: Problem, starts: Array) -> Fit:
     return Fit(problem.law, params, theta, certificate, problem)
 
 
-def jacobian(problem: Problem, theta: Array) -> Array:
+def jacobian(problem: FitProblem, theta: Array) -> Array:
     """Derivative (n, free) of the residuals with respect to the coordinates that are free and inside their bounds."""
     prediction, gradient = problem.law.model(theta[None], problem.x)
     J = gradient[0].T
     if problem.loss.scale == "log":
         J = J / prediction[0][:, None]
     lower, upper = np.array(problem.law.bounds).T
-    return np.asarray(J[:, ~problem.fixed & (theta > lower) & (theta < upper)])
+    return np.asarray(J[:, ~problem.is_fixed & (theta > lower) & (theta < upper)])
 
 
-def condition_number(problem: Problem, theta: Array) -> float:
+def condition_number(problem: FitProblem, theta: Array) -> float:
     """Condition number of the weighted Gauss-Newton matrix, scaled to unit diagonal."""
     J = jacobian(problem, theta) * np.sqrt(problem.weights)[:, None]
     norms = np.linalg.norm(J, axis=0)
@@ -290,7 +290,7 @@ def condition_number(problem: Problem, theta: Array) -> float:
 
 
 def minimise(
-    problem: Problem,
+    problem: FitProblem,
     starts: Array,
     weights: Array | None = None,
     y: Array | None = None,
@@ -313,7 +313,7 @@ def minimise(
 
 
 def _minimise(
-    problem: Problem, starts: Array, weights: Array, y: Array, tolerance: float, iterations: int
+    problem: FitProblem, starts: Array, weights: Array, y: Array, tolerance: float, iterations: int
 ) -> tuple[Array, Array, Array, NDArray[np.int64]]:
     law, delta, log = problem.law, problem.loss.delta, problem.loss.scale == "log"
     lower, upper = np.array(law.bounds).T
@@ -341,11 +341,11 @@ def _minimise(
             irls = np.ones_like(size) if np.isinf(delta) else delta / np.maximum(size, delta)
             W = weights[live]
             gradient = np.matmul(J, (W * irls * residual)[:, :, None])[:, :, 0]
-            held = problem.fixed | ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
+            held = problem.is_fixed | ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
             gradient[held] = 0.0
             curvature = W * ((size < delta) + damping[:, None] * irls)
             step = _solve(np.matmul(J * curvature[:, None], J.swapaxes(1, 2)), gradient, damping, held)
-            moved = np.where(problem.fixed, theta, np.clip(theta - step, lower, upper))
+            moved = np.where(problem.is_fixed, theta, np.clip(theta - step, lower, upper))
             new_residual, new_J, new_objective = evaluate(moved, live)
             better = new_objective < objective
             small = better & (objective - new_objective <= tolerance * objective)
@@ -382,10 +382,10 @@ def _solve(H: Array, gradient: Array, damping: Array, held: NDArray[np.bool_]) -
         return np.stack([np.linalg.lstsq(h, g, rcond=None)[0] for h, g in zip(H, gradient, strict=True)])
 
 
-def _gradient_norm(problem: Problem, theta: Array, residual: Array, J: Array, weights: Array) -> Array:
+def _gradient_norm(problem: FitProblem, theta: Array, residual: Array, J: Array, weights: Array) -> Array:
     """Norm (B,) of the gradient without the components that push against a bound or belong to pinned coordinates."""
     lower, upper = np.array(problem.law.bounds).T
     psi = np.clip(residual, -problem.loss.delta, problem.loss.delta)
     gradient = np.matmul(J, (weights * psi)[:, :, None])[:, :, 0]
-    held = problem.fixed | ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
+    held = problem.is_fixed | ((theta <= lower) & (gradient > 0)) | ((theta >= upper) & (gradient < 0))
     return np.asarray(np.linalg.norm(np.where(held, 0.0, gradient), axis=1))

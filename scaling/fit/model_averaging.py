@@ -26,7 +26,7 @@ class Candidate:
 
     label: str
     law: str
-    pinned: Mapping[str, float]
+    fixed: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Member:
 
     label: str
     law: Law
-    pinned: dict[str, float]
+    fixed: dict[str, float]
     params: dict[str, float]
     draws: dict[str, Array]
     residuals: Array
@@ -83,7 +83,7 @@ def average(
     failed: dict[str, str] = {}
     for candidate in laws:
         try:
-            fits.append((candidate, fit(LAWS[candidate.law], table, loss, candidate.pinned, seed=seed)))
+            fits.append((candidate, fit(LAWS[candidate.law], table, loss, candidate.fixed, seed=seed)))
         except FitError as error:
             failed[candidate.label] = str(error)
     if not fits:
@@ -96,7 +96,7 @@ def average(
         Member(
             label=candidate.label,
             law=fitted.law,
-            pinned=dict(candidate.pinned),
+            fixed=dict(candidate.fixed),
             params=fitted.params,
             draws=bootstrap(fitted, table.cluster, method, clustered, draws, seed).params,
             residuals=fitted.residuals,
@@ -116,7 +116,7 @@ def _errors(table: Table, laws: list[Candidate], loss: Loss | None, seed: int) -
     for out in compute_folds(table):
         kept, unseen = table.select(~out), table.select(out)
         try:
-            fits = [fit(LAWS[c.law], kept, loss, c.pinned, seed=seed) for c in laws]
+            fits = [fit(LAWS[c.law], kept, loss, c.fixed, seed=seed) for c in laws]
         except FitError:
             continue
         for found, fitted in zip(squares, fits, strict=True):
@@ -172,8 +172,9 @@ def summary(average: Average, level: float = LEVEL) -> dict[str, Any]:
     """For law.json: every law with its weight, backtest error, parameters and intervals, and those that failed."""
     members = [
         {
-            **{k: getattr(m, k) for k in ("label", "pinned", "weight", "error", "params", "residuals", "free", "log")},
+            **{k: getattr(m, k) for k in ("label", "weight", "error", "params", "residuals", "free", "log")},
             "law": m.law.name,
+            "pinned": m.fixed,
             "intervals": {k: list(interval(v, level)) for k, v in m.draws.items()},
         }
         for m in average.members
@@ -190,7 +191,8 @@ def restore(content: Mapping[str, Any], draws: Mapping[str, Array]) -> Average:
     """The average that ``summary`` and ``all_draws`` described."""
     members = []
     for i, m in enumerate(content["members"]):
-        fields = {k: m[k] for k in ("label", "pinned", "params", "free", "log", "error", "weight")}
+        fields = {k: m[k] for k in ("label", "params", "free", "log", "error", "weight")}
+        fields["fixed"] = m["pinned"]
         own = {k: draws[f"{i}/{k}"] for k in m["params"]}
         members.append(Member(law=LAWS[m["law"]], draws=own, residuals=np.array(m["residuals"]), **fields))
     return Average(members, dict(content["failed"]))

@@ -47,14 +47,14 @@ def profile(
     """
     law, problem = fit.law, fit.problem
     i = law.parameters.index(parameter)
-    if parameter in law.entangled or problem.fixed[i]:
+    if parameter in law.entangled or problem.is_fixed[i]:
         raise FitError(f"{parameter} of the law {law.name} cannot be profiled")
-    fixed = problem.fixed.copy()
-    fixed[i] = True
+    is_fixed = problem.is_fixed.copy()
+    is_fixed[i] = True
     cluster = cluster_index(run, clustered)
     y = with_noise(fit, wild_noise(fit, cluster, draws, np.random.default_rng(seed)))
     start = np.repeat(fit.theta[None], draws, axis=0)
-    held = replace(problem, fixed=fixed, pinned=fit.theta)
+    held = replace(problem, is_fixed=is_fixed, fixed=fit.theta)
     freed, bound = (minimise(p, start, y=y, tolerance=1e-7).objective for p in (problem, held))
     with np.errstate(invalid="ignore"):  # a draw whose noise overflows has no objective
         fall = np.nan_to_num(np.maximum(bound, freed) - freed)

@@ -13,7 +13,7 @@ from scipy.interpolate import PchipInterpolator
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.table import NATS, Table
 
-DRAWN = 400  # bootstrap draws that a picture uses
+PLOTTED_DRAWS = 400  # bootstrap draws that a picture uses
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Band:
 
 
 @dataclass(frozen=True)
-class View:
+class FittedLaw:
     """The content of a law.json, the table it was fitted to and the bootstrap draws (may be empty)."""
 
     law: Mapping[str, Any]
@@ -81,7 +81,7 @@ class View:
         if not set(self.declared.parameters) <= set(self.draws):
             return {}
         total = len(self.draws[self.declared.parameters[0]])
-        keep = np.linspace(0, total - 1, min(DRAWN, total)).round().astype(int)
+        keep = np.linspace(0, total - 1, min(PLOTTED_DRAWS, total)).round().astype(int)
         return {k: np.asarray(self.draws[k], dtype=float)[keep, None] for k in self.declared.parameters}
 
     def bounds(self, samples: Array) -> tuple[Array, Array]:
@@ -133,5 +133,5 @@ class View:
         middle = least(self.law["params"])
         if not self.thinned:
             return Band(middle, middle, middle)
-        chunks = [least({k: v[i : i + 50] for k, v in self.thinned.items()}) for i in range(0, DRAWN, 50)]
+        chunks = [least({k: v[i : i + 50] for k, v in self.thinned.items()}) for i in range(0, PLOTTED_DRAWS, 50)]
         return Band(middle, *self.bounds(np.concatenate([c for c in chunks if len(c)])))

@@ -14,7 +14,7 @@ from scaling.fit import model_averaging as averaging
 from scaling.fit.bootstrap import interval, predictive_draws
 from scaling.forecast.law_file import read_draws
 from scaling.laws import LAWS, Array, Law
-from scaling.tables.cells import LEAST, MOST
+from scaling.tables.cells import MAX_VALUE, MIN_VALUE
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def inputs_for(law: Law, given: Mapping[str, float | None]) -> dict[str, float]:
     if missing:
         raise ForecastError(f"the law {law.name} reads {_listed(law.variables)}: it still needs {_listed(missing)}")
     for name, value in inputs.items():
-        if not LEAST <= value <= MOST**2:
+        if not MIN_VALUE <= value <= MAX_VALUE**2:
             raise ForecastError(f"{name} = {value:g} is beyond any plausible value")
     return inputs
 

@@ -23,14 +23,14 @@ SCHEMA = 1
 KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate", "excluded", "table_sha256")
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """``value`` in JSON's types: arrays become lists, non-finite numbers null."""
     if isinstance(value, Mapping):
-        return {str(k): plain(v) for k, v in value.items()}
+        return {str(k): to_jsonable(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(v) for v in value]
+        return [to_jsonable(v) for v in value]
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -80,7 +80,7 @@ def write_law(directory: Path, law: Mapping[str, Any], draws: Mapping[str, Array
     directory = Path(directory)
     if draws is not None:
         write_draws(directory / "draws.npz", draws)
-    text = json.dumps(plain(law), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    text = json.dumps(to_jsonable(law), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(directory / "law.json", text.encode())
     return directory / "law.json"
 

@@ -13,17 +13,17 @@ import numpy as np
 
 from scaling.errors import ForecastError
 from scaling.forecast.forecast import Forecast
-from scaling.forecast.law_file import plain, write_atomically
+from scaling.forecast.law_file import to_jsonable, write_atomically
 from scaling.tables.table import Table
 
 FOLDER = "forecasts"
 SAME = 0.01  # relative difference within which a run is the one that was forecast
 
 
-def stamp(content: Mapping[str, Any]) -> str:
+def content_hash(content: Mapping[str, Any]) -> str:
     """SHA-256 of a forecast's canonical JSON, its own hash left out."""
     body = {k: v for k, v in content.items() if k != "sha256"}
-    return hashlib.sha256(json.dumps(plain(body), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(to_jsonable(body), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def register(directory: Path, law: Mapping[str, Any], forecast: Forecast, now: datetime | None = None) -> Path:
@@ -50,8 +50,8 @@ def register(directory: Path, law: Mapping[str, Any], forecast: Forecast, now: d
         "table_sha256": law["table_sha256"],
         "date": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
     }
-    content = plain(content)
-    content["sha256"] = stamp(content)
+    content = to_jsonable(content)
+    content["sha256"] = content_hash(content)
     for known in read_forecasts([directory])[0]:
         if all(known[k] == content[k] for k in ("inputs", "table_sha256", "law", "params")):
             raise ForecastError(f"this forecast is already registered as {known['file']}")
@@ -67,7 +67,7 @@ def read_forecasts(directories: Iterable[Path]) -> tuple[list[dict[str, Any]], l
     for path in sorted({p for d in directories for p in (Path(d) / FOLDER).glob("*.json")}):
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            honest = isinstance(content, dict) and stamp(content) == content.get("sha256")
+            honest = isinstance(content, dict) and content_hash(content) == content.get("sha256")
         except (OSError, ValueError):
             honest = False
         if honest:
@@ -83,7 +83,7 @@ def _matches(inputs: Mapping[str, float], row: Mapping[str, float]) -> bool:
     return bool(shared) and all(abs(np.log(row[k] / inputs[k])) <= SAME for k in shared)
 
 
-def tally(directories: Iterable[Path], table: Table) -> dict[str, Any]:
+def score_forecasts(directories: Iterable[Path], table: Table) -> dict[str, Any]:
     """Score the forecasts whose runs are in ``table``.
 
     A forecast made from this very table is still pending. Several runs at one point (seeds) are averaged. Returns

@@ -10,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.report.plot_style import Scale, png
 
 
@@ -51,10 +51,10 @@ class Section:
 
 
 @dataclass(frozen=True)
-class Source:
+class ReportSource:
     """Everything that a section is made from."""
 
-    view: View
+    view: FittedLaw
     runs_dir: Path | None
     scales: Mapping[str, Scale]
 
@@ -74,6 +74,6 @@ def picture(name: str, title: str, caption: str, drawn: Figure | None) -> list[P
     return [Picture(name, title, caption, png(drawn))] if drawn is not None else []
 
 
-def some(number: int, noun: str) -> str:
+def pluralise(number: int, noun: str) -> str:
     """A number and its noun: 1 run, 2 runs."""
     return f"{number:,} {noun}" + ("" if number == 1 else "s")

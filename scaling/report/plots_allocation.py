@@ -8,15 +8,15 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from scaling.design.allocation import Approach, Profile
-from scaling.forecast.fitted_law import View
+from scaling.design.allocation import Approach, IsoFlopProfile
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import flops
 from scaling.report.plot_style import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
 
 COLOURS = {"envelope": SECOND, "isoflop": THIRD, "parametric": LAW}
 
 
-def budgets(approaches: Sequence[Approach], view: View) -> Figure:
+def budgets(approaches: Sequence[Approach], view: FittedLaw) -> Figure:
     """Best N and D against compute, by every approach that applies."""
     top = float(view.table.columns["C"].max())
     with figure(4.6, 1, 2) as (drawn, axes):
@@ -48,7 +48,7 @@ def budgets(approaches: Sequence[Approach], view: View) -> Figure:
     return drawn
 
 
-def profiles(found: Sequence[Profile]) -> Figure | None:
+def profiles(found: Sequence[IsoFlopProfile]) -> Figure | None:
     """Loss against size at every budget with enough sizes, the cubic and its minimum."""
     if not found:
         return None

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops, symbol
 from scaling.laws import Array
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
@@ -81,7 +81,7 @@ def _on_the_line(
     axis.set_box_aspect(1)
 
 
-def residuals(view: View, scale: Scale) -> Figure | None:
+def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
     """Residuals of the fit against N and against D."""
     values = np.array(view.law.get("residuals", []), dtype=float)
     rows = np.isin(view.table.rows, view.law.get("rows", []))

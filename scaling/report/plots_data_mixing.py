@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from scaling.errors import MixingError
 from scaling.formatting import count
 from scaling.report.plot_style import HELD_OUT, LAW, MUTED, Scale, figure
-from scaling.studies.data_mixing import Forecast, Mixtures, fit_mixing
+from scaling.studies.data_mixing import MixtureForecast, Mixtures, fit_mixing
 
 
-def mixing(small: Mixtures, checks: Mixtures, prediction: Forecast, draws: Sequence[Forecast], level: float) -> Figure:
+def mixing(
+    small: Mixtures, checks: Mixtures, prediction: MixtureForecast, draws: Sequence[MixtureForecast], level: float
+) -> Figure:
     """Loss on both texts against the share of the first, by size; and the target loss at the large size."""
     scale = Scale("N", np.concatenate([small.N, checks.N]))
     share = np.linspace(0, 1, 101)

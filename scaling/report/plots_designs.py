@@ -9,7 +9,7 @@ from scaling.design.compare_designs import ENOUGH, Outcome
 from scaling.formatting import flops
 from scaling.report.plot_style import GRID, HELD_OUT, INK, MUTED, figure
 
-MOST = 10.0  # per cent beyond which an interval is cut off
+MAX_PERCENT = 10.0  # per cent beyond which an interval is cut off
 
 
 def designs(outcomes: list[Outcome]) -> Figure:
@@ -22,11 +22,17 @@ def designs(outcomes: list[Outcome]) -> Figure:
             for i, s in enumerate(outcome.scored):
                 middle, low, high = (100 * (v / s.loss - 1) for v in (s.predicted, s.low, s.high))
                 at = place + 0.22 * (i - (len(outcome.scored) - 1) / 2)
-                axes.plot([max(low, -MOST), min(high, MOST)], [at, at], color=MUTED, lw=1.4, solid_capstyle="butt")
+                axes.plot(
+                    [max(low, -MAX_PERCENT), min(high, MAX_PERCENT)],
+                    [at, at],
+                    color=MUTED,
+                    lw=1.4,
+                    solid_capstyle="butt",
+                )
                 axes.plot(middle, at, "o" if s.covered else "s", ms=5, color=HELD_OUT if s.covered else MUTED)
         labels = [f"{o.name}, {o.runs} runs, {flops(o.flops, 2)} FLOPs" for o in reversed(drawn_ones)]
         axes.set_yticks(range(len(drawn_ones)), labels=labels)
-        axes.set_xlim(-MOST, MOST)
+        axes.set_xlim(-MAX_PERCENT, MAX_PERCENT)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:+g} %".replace("-", "−") if v else "0 %"))
         axes.set_xlabel("error of the prediction, with its interval")
         axes.grid(visible=False, axis="y")

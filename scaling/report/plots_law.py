@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, symbol
 from scaling.laws import LAWS, Array
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
@@ -49,12 +49,12 @@ def curves(found: list[Curve], scale: Scale) -> Figure | None:
 # --- The law against its data -------------------------------------------------------------------------------------
 
 
-def _points(axis: Axes, view: View, x: str, scale: Scale) -> None:
+def _points(axis: Axes, view: FittedLaw, x: str, scale: Scale) -> None:
     columns = view.table.columns
     axis.scatter(columns[x], columns["loss"], s=20, c=scale(columns[scale.variable]), ec="white", lw=0.5, zorder=3)
 
 
-def _companion(axis: Axes, view: View, name: str, style: str = "--") -> Array:
+def _companion(axis: Axes, view: FittedLaw, name: str, style: str = "--") -> Array:
     """Kaplan's law in one variable, over the rows that it was fitted to; returns the losses drawn (may be none)."""
     fit = view.law.get("fits", {}).get(name, {})
     rows = np.isin(view.table.rows, fit.get("rows", []))
@@ -71,7 +71,7 @@ def _companion(axis: Axes, view: View, name: str, style: str = "--") -> Array:
     return y
 
 
-def _baselines(axis: Axes, view: View) -> None:
+def _baselines(axis: Axes, view: FittedLaw) -> None:
     """A line for every other model whose loss lies between those of the runs."""
     low, high = axis.get_ylim()
     for name, loss in view.baselines.items():
@@ -81,7 +81,7 @@ def _baselines(axis: Axes, view: View) -> None:
             axis.text(0.99, loss, name, transform=where, fontsize=8, color=MUTED, ha="right", va="bottom")
 
 
-def _main_single(axis: Axes, view: View, variable: str) -> None:
+def _main_single(axis: Axes, view: FittedLaw, variable: str) -> None:
     """The law itself where it has ``variable`` only."""
     x = np.geomspace(*span(view.table.columns[variable], 0.3), 150)
     band = view.band({variable: x})
@@ -89,7 +89,7 @@ def _main_single(axis: Axes, view: View, variable: str) -> None:
     axis.plot(x, band.middle, color=LAW, label=view.declared.formula)
 
 
-def slices(view: View, scales: Mapping[str, Scale]) -> Figure:
+def slices(view: FittedLaw, scales: Mapping[str, Scale]) -> Figure:
     """Loss against N at several D, and against D at several N."""
     with figure(4.9, 1, 2, sharey=True) as (drawn, axes):
         visible = [view.table.columns["loss"]]
@@ -122,7 +122,7 @@ def _value_key(axis: Axes, scale: Scale) -> None:
     axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handlelength=1.6)
 
 
-def compute(view: View, scale: Scale) -> Figure:
+def compute(view: FittedLaw, scale: Scale) -> Figure:
     """Loss against compute: every size, the least loss at a budget, and Kaplan's law in C."""
     with figure(4.9) as (drawn, (axis,)):
         _points(axis, view, "C", scale)
@@ -151,7 +151,7 @@ def compute(view: View, scale: Scale) -> Figure:
     return drawn
 
 
-def response(view: View, scale: Scale) -> Figure:
+def response(view: FittedLaw, scale: Scale) -> Figure:
     """What a law predicts from one variable that is neither N, D nor C: the score of a task from the loss."""
     (variable,) = view.declared.variables
     columns = view.table.columns
@@ -173,7 +173,7 @@ def response(view: View, scale: Scale) -> Figure:
 
 
 @dataclass(frozen=True)
-class Step:
+class Horizon:
     """The least loss at ``factor`` times the largest compute of the table. Losses in nats per token."""
 
     factor: float
@@ -186,15 +186,15 @@ class Step:
 FACTORS = (1.0, 10.0, 100.0, 1000.0)
 
 
-def extrapolated(view: View, factors: tuple[float, ...] = FACTORS) -> list[Step]:
+def extrapolated(view: FittedLaw, factors: tuple[float, ...] = FACTORS) -> list[Horizon]:
     """The least loss that the law expects at multiples of the largest compute, with intervals."""
     top = float(view.table.columns["C"].max())
     band = view.best(top * np.array(factors))
     rows = zip(factors, band.middle, band.low, band.high, strict=True)
-    return [Step(f, top * f, float(m), float(low), float(high)) for f, m, low, high in rows]
+    return [Horizon(f, top * f, float(m), float(low), float(high)) for f, m, low, high in rows]
 
 
-def fan(view: View, scale: Scale) -> Figure:
+def fan(view: FittedLaw, scale: Scale) -> Figure:
     """The least loss at a budget, from the data to a thousand times their largest compute."""
     columns = view.table.columns
     steps = extrapolated(view)
@@ -225,7 +225,7 @@ def fan(view: View, scale: Scale) -> Figure:
     return drawn
 
 
-def parameter_pairs(view: View) -> Figure | None:
+def parameter_pairs(view: FittedLaw) -> Figure | None:
     """Bootstrap draws of the exponents against E: which combinations the data leave open."""
     names = [k for k in view.declared.parameters if k in ("alpha", "beta", "gamma")]
     if "E" not in view.declared.parameters or not names or not view.thinned:

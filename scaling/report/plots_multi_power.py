@@ -12,12 +12,12 @@ from scaling.formatting import count
 from scaling.report.plot_style import HELD_OUT, LAW, MUTED, figure
 from scaling.studies.multi_power import CurveLaw, LossCurve, score
 
-MOST = 9
+MAX_CURVES = 9
 
 
 def predictions(law: CurveLaw, curves: Sequence[LossCurve]) -> Figure:
     """One panel a curve, at most MOST of them: those that were predicted first."""
-    shown = sorted(curves, key=lambda c: c.name in law.fitted_to)[:MOST]
+    shown = sorted(curves, key=lambda c: c.name in law.fitted_to)[:MAX_CURVES]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
     with figure(2.5 * rows + 0.3, rows, columns) as (drawn, axes):

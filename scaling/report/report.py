@@ -14,11 +14,11 @@ import jinja2
 import numpy as np
 
 from scaling.design.allocation import exponents
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import write_atomically
 from scaling.formatting import count, flops, formula, significant, symbol
 from scaling.laws import Array
-from scaling.report.page import Source, some
+from scaling.report.page import ReportSource, pluralise
 from scaling.report.plot_style import Scale
 from scaling.report.sections_fit import SECTIONS
 from scaling.tables.table import Table
@@ -35,7 +35,7 @@ def write_report(
     -> (draws,), and may be empty: then there are no bands. ``runs_dir`` has the metrics.jsonl of the runs.
     """
     scales = {k: Scale(k, table.columns[k]) for k in ("N", "D")}
-    source = Source(View(law, table, draws), Path(runs_dir) if runs_dir else None, scales)
+    source = ReportSource(FittedLaw(law, table, draws), Path(runs_dir) if runs_dir else None, scales)
     sections = [section for make in SECTIONS if (section := make(source))]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -55,7 +55,7 @@ def write_report(
 # --- The first paragraph ------------------------------------------------------------------------------------------
 
 
-def _title(source: Source) -> str:
+def _title(source: ReportSource) -> str:
     name = Path(source.law.get("source", "")).name
     return f"Scaling law of {name}" if name else "Scaling law"
 
@@ -65,12 +65,12 @@ def _range(values: Array, write: Callable[[float], str]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _summary(source: Source) -> list[str]:
+def _summary(source: ReportSource) -> list[str]:
     """What was fitted, whether it held, and what it says: a paragraph in plain words."""
     law, table = source.law, source.view.table
     columns = table.columns
-    rows = some(len(table), "measurement")
-    runs = some(len(set(table.run)), "training run")
+    rows = pluralise(len(table), "measurement")
+    runs = pluralise(len(set(table.run)), "training run")
     said = [
         f"{law.get('formula', law['law'])} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
         f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
@@ -86,11 +86,13 @@ def _summary(source: Source) -> list[str]:
         )
     excluded = len(law.get("excluded", []))
     if excluded:
-        said.append(f"{some(excluded, 'row')} {'was' if excluded == 1 else 'were'} left out; the reasons are below.")
+        said.append(
+            f"{pluralise(excluded, 'row')} {'was' if excluded == 1 else 'were'} left out; the reasons are below."
+        )
     return said
 
 
-def _verdict(source: Source) -> Iterator[str]:
+def _verdict(source: ReportSource) -> Iterator[str]:
     rows = source.law.get("holdout", [])
     if not rows:
         yield "No measurement was held out, so nothing here shows that the law predicts."
@@ -110,7 +112,7 @@ def _verdict(source: Source) -> Iterator[str]:
     yield f"{predictions} for {what}, made without having seen {seen}, {off} {source.level} interval."
 
 
-def _coefficients_in_words(source: Source) -> Iterator[str]:
+def _coefficients_in_words(source: ReportSource) -> Iterator[str]:
     intervals = source.law.get("intervals", {})
     parts = []
     for name, value in source.law["params"].items():

@@ -11,7 +11,7 @@ from scaling.errors import CurveError
 from scaling.formatting import count, flops, formula, nats, percent, quantity, significant, symbol
 from scaling.report import plots_checks
 from scaling.report import plots_multi_power as plots_curves
-from scaling.report.page import Grid, Section, Source, picture, some
+from scaling.report.page import Grid, ReportSource, Section, picture, pluralise
 from scaling.studies.multi_power import UNITS, LossCurve, fit_curves, make_curve, score
 from scaling.tables.curves import read_curves, smoothed
 
@@ -20,7 +20,7 @@ SMOOTHED = 50  # parts of a run over which its training loss is averaged for a l
 CURVE_POINTS = 60  # logged steps that a law of whole curves needs, over the curves it is fitted to
 
 
-def backtest(source: Source) -> Section | None:
+def backtest(source: ReportSource) -> Section | None:
     """Expanding windows: small runs predict larger ones."""
     found = source.law.get("backtest") or {}
     windows = [w for w in found.get("windows", []) if w.get("scored")]
@@ -29,7 +29,7 @@ def backtest(source: Source) -> Section | None:
     total, covered = found["predictions"], found["covered"]
     text = [
         f"The law was fitted to the runs below a compute limit and predicted those above it, with {len(windows)} "
-        f"limits: {some(total, 'prediction')}, with a root mean square error of "
+        f"limits: {pluralise(total, 'prediction')}, with a root mean square error of "
         f"{100 * found['rms_error']:.2f} %, of which {covered} ({100 * covered / total:.0f} %) lie inside their "
         f"{source.level} interval."
     ]
@@ -56,7 +56,7 @@ def backtest(source: Source) -> Section | None:
     return Section("backtest", "Backtests", text, pictures, [Grid(head, rows)])
 
 
-def profile_E(source: Source) -> Section | None:
+def profile_E(source: ReportSource) -> Section | None:
     """How well the data fix E."""
     found = source.law.get("profile_E")
     if not found or "E" not in source.law["params"]:
@@ -74,13 +74,14 @@ def profile_E(source: Source) -> Section | None:
     return Section("profile", "Profile of E", text, pictures)
 
 
-def sensitivity(source: Source) -> Section | None:
+def sensitivity(source: ReportSource) -> Section | None:
     """What the debatable choices do."""
     found = source.law.get("sensitivity")
     if not found or not found.get("settings"):
         return None
     text = [
-        f"The law was refitted under {some(len(found['settings']), 'combination')} of choices that analysts differ in."
+        f"The law was refitted under {pluralise(len(found['settings']), 'combination')} of choices that analysts "
+        "differ in."
     ]
     point = found.get("point")
     if point:
@@ -89,7 +90,7 @@ def sensitivity(source: Source) -> Section | None:
     text += [f"{axis} stays as it is: {why}." for axis, why in found.get("fixed_axes", {}).items()]
     failed = len(found.get("failed", []))
     if failed:
-        text.append(f"{some(failed, 'combination')} could not be fitted.")
+        text.append(f"{pluralise(failed, 'combination')} could not be fitted.")
     caption = (
         "Each bar runs from the least to the largest value when only that choice changes, the dot is the "
         "median, and the orange line the fit reported here. The bottom bar changes all choices together. A conclusion "
@@ -110,7 +111,7 @@ def sensitivity(source: Source) -> Section | None:
     return Section("sensitivity", "Sensitivity", text, pictures, grids)
 
 
-def averaged(source: Source) -> Section | None:
+def averaged(source: ReportSource) -> Section | None:
     """Other laws in the same variables, and how they did."""
     found = source.law.get("averaged")
     if not found or not found.get("members"):
@@ -132,7 +133,7 @@ def averaged(source: Source) -> Section | None:
     return Section("laws", "Other laws", text, [], [Grid(("law", "#weight", "#backtest error", "coefficients"), rows)])
 
 
-def forecasts(source: Source) -> Section | None:
+def forecasts(source: ReportSource) -> Section | None:
     """Forecasts registered before their runs."""
     found = source.law.get("forecasts")
     if not found or not (found["scored"] or found["pending"] or found["changed"]):
@@ -142,11 +143,11 @@ def forecasts(source: Source) -> Section | None:
     if scored:
         share = f", where {100 * found['expected_coverage']:.0f} % were to be expected"
         text.append(
-            f"Of {some(len(scored), 'forecast')} registered before the run, {found['covered']} held the measurement in "
-            f"the interval{share}; the root mean square error is {100 * found['rms_error']:.2f} %."
+            f"Of {pluralise(len(scored), 'forecast')} registered before the run, {found['covered']} held the "
+            f"measurement in the interval{share}; the root mean square error is {100 * found['rms_error']:.2f} %."
         )
     if found["pending"]:
-        text.append(f"{some(found['pending'], 'forecast')} still {'waits' if found['pending'] == 1 else 'wait'}.")
+        text.append(f"{pluralise(found['pending'], 'forecast')} still {'waits' if found['pending'] == 1 else 'wait'}.")
     if found["changed"]:
         text.append(f"Changed after they were registered, and not counted: {', '.join(found['changed'])}.")
     grids, pictures = [], []
@@ -178,7 +179,7 @@ def _forecast_row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def whole_curves(source: Source) -> Section | None:
+def whole_curves(source: ReportSource) -> Section | None:
     """The multi-power law: the longest run of one size, predicted from the shorter ones of that size."""
     chosen = _curves_of_one_size(source)
     if chosen is None:
@@ -191,7 +192,7 @@ def whole_curves(source: Source) -> Section | None:
     result = score(law, unseen)
     text = [
         f"A law of the whole loss curve, which knows the learning rate (multi-power law, Luo et al. 2025, "
-        f"arXiv:2503.12811, equations 2 to 4), was fitted to {some(len(fitted), 'run')} of N = {count(size)} and "
+        f"arXiv:2503.12811, equations 2 to 4), was fitted to {pluralise(len(fitted), 'run')} of N = {count(size)} and "
         f"predicted the longest, {unseen.name}: R² = {result.r2:.4f}, mean error {result.mae:.4f} nats per token, "
         f"predicted minus measured {result.last:+.4f} at its end.".replace("-0.", "−0.")
     ]
@@ -209,7 +210,7 @@ def whole_curves(source: Source) -> Section | None:
     return Section("curve-law", "Whole loss curves", text, pictures, [Grid(("coefficient", "#value", "meaning"), rows)])
 
 
-def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCurve] | None:
+def _curves_of_one_size(source: ReportSource) -> tuple[float, list[LossCurve], LossCurve] | None:
     """The largest size with runs of different lengths: N, its shorter runs, and its longest one."""
     if source.runs_dir is None:
         return None
@@ -234,13 +235,13 @@ def _curves_of_one_size(source: Source) -> tuple[float, list[LossCurve], LossCur
     return best
 
 
-def baselines(source: Source) -> Section | None:
+def baselines(source: ReportSource) -> Section | None:
     """The baselines in a table, with how many runs have a lower loss."""
     if not source.view.baselines:
         return None
     losses = source.view.table.columns["loss"]
     rows = [
-        [name, nats(loss), f"{int((losses < loss).sum())} of {some(len(losses), 'run')}"]
+        [name, nats(loss), f"{int((losses < loss).sum())} of {pluralise(len(losses), 'run')}"]
         for name, loss in source.view.baselines.items()
     ]
     text = [

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from scaling.design.allocation import Approach, Trace, allocate, disagreements, exponents, profiles
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops, formula, percent, significant, symbol
 from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
-from scaling.report.page import Grid, Section, Source, picture, some
+from scaling.report.page import Grid, ReportSource, Section, picture, pluralise
 from scaling.report.plot_style import Scale
 from scaling.tables.curves import binned, read_curves
 from scaling.validation.known_entropy import verdict
@@ -30,7 +30,7 @@ MEANING = {
 }
 
 
-def _coefficients(source: Source) -> Section:
+def _coefficients(source: ReportSource) -> Section:
     law = source.law
     boundary = law.get("bootstrap", {}).get("boundary", {})
     rows = []
@@ -85,11 +85,11 @@ def _companion_row(fit: Mapping[str, Any]) -> list[str]:
     scale = next(v for k, v in fit["params"].items() if k != "alpha")
     low, high = fit.get("intervals", {}).get("alpha", (None, None))
     interval = f"{significant(low, 3)} to {significant(high, 3)}"
-    rows = some(len(fit.get("rows", [])), "row") + " of the envelope"
+    rows = pluralise(len(fit.get("rows", [])), "row") + " of the envelope"
     return [formula(fit["formula"]), significant(scale), significant(fit["params"]["alpha"]), interval, rows]
 
 
-def _law_section(source: Source) -> Section:
+def _law_section(source: ReportSource) -> Section:
     view = source.view
     if not view.is_loss:
         caption = f"Dots are measurements, the line is the fitted law, the band its {source.level} interval."
@@ -131,12 +131,12 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
     return f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
 
 
-def _c_words(source: Source) -> str:
+def _c_words(source: ReportSource) -> str:
     definition = source.law.get("c_definition", source.view.table.c_definition)
     return "6ND" if definition == "6nd" else "the training compute as recorded with each run"
 
 
-def _holdout(source: Source) -> Section | None:
+def _holdout(source: ReportSource) -> Section | None:
     rows = source.law.get("holdout", [])
     if not rows:
         return None
@@ -179,7 +179,7 @@ def _holdout_row(row: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _residuals(source: Source) -> Section | None:
+def _residuals(source: ReportSource) -> Section | None:
     drawn = plots_checks.residuals(source.view, source.scales["N"])
     if drawn is None:
         return None
@@ -196,7 +196,7 @@ def _residuals(source: Source) -> Section | None:
     return Section("residuals", "Residuals", text, pictures)
 
 
-def _allocation(source: Source) -> Section | None:
+def _allocation(source: ReportSource) -> Section | None:
     view = source.view
     if not view.is_surface:
         return None
@@ -249,7 +249,7 @@ def _allocation(source: Source) -> Section | None:
     return Section("allocation", "Compute-optimal allocation", text, pictures, [Grid(head, ways), table])
 
 
-def _traces(source: Source) -> list[Trace]:
+def _traces(source: ReportSource) -> list[Trace]:
     """Training curves against compute, of the runs that are fitted."""
     if source.runs_dir is None or source.view.table.c_definition == "6nd":
         return []
@@ -263,7 +263,7 @@ def _traces(source: Source) -> list[Trace]:
     return traces
 
 
-def _approach_row(approach: Approach, view: View, top: float) -> list[str]:
+def _approach_row(approach: Approach, view: FittedLaw, top: float) -> list[str]:
     if not approach.applies:
         return [approach.title, "–", "–", "–", "–", f"does not apply: {approach.reason}"]
     at = int(np.abs(np.log(approach.budgets / top)).argmin())
@@ -273,14 +273,14 @@ def _approach_row(approach: Approach, view: View, top: float) -> list[str]:
     return [approach.title, *cells, "; ".join(approach.notes)]
 
 
-def _spread(view: View, which: int) -> str:
+def _spread(view: FittedLaw, which: int) -> str:
     if not view.thinned:
         return ""
     low, high = view.bounds(np.asarray(exponents(view.thinned)[which]))
     return f" ({float(low[0]):.3f} to {float(high[0]):.3f})"
 
 
-def _fan(source: Source) -> Section | None:
+def _fan(source: ReportSource) -> Section | None:
     if not source.view.is_surface:
         return None
     steps = plots_law.extrapolated(source.view)
@@ -301,7 +301,7 @@ def _fan(source: Source) -> Section | None:
     )
 
 
-def _curves(source: Source) -> Section | None:
+def _curves(source: ReportSource) -> Section | None:
     if source.runs_dir is None:
         return None
     found = read_curves(source.runs_dir)
@@ -316,7 +316,7 @@ def _curves(source: Source) -> Section | None:
     return Section("curves", "Training runs", [], pictures) if pictures else None
 
 
-def _certificate(source: Source) -> Section:
+def _certificate(source: ReportSource) -> Section:
     law = source.law
     facts = law.get("certificate", {})
     loss = law.get("loss", {})
@@ -354,14 +354,14 @@ def _fact(value: Any) -> str:
     return str(value)
 
 
-def _excluded(source: Source) -> Section:
+def _excluded(source: ReportSource) -> Section:
     rows = [[str(e["row"]), str(e["reason"])] for e in source.law.get("excluded", [])]
     if not rows:
         return Section("excluded", "What was left out", ["Nothing: every row of the table was used."])
     return Section("excluded", "What was left out", [], [], [Grid(("row or run", "why"), rows)])
 
 
-def _runs(source: Source) -> Section:
+def _runs(source: ReportSource) -> Section:
     view = source.view
     table, columns = view.table, view.table.columns
     needed = set(view.declared.variables) <= columns.keys()
@@ -397,7 +397,7 @@ def _runs(source: Source) -> Section:
     return Section("runs", "Every measurement", [], [], [Grid(head, rows, note, folded)])
 
 
-SECTIONS: tuple[Callable[[Source], Section | None], ...] = (
+SECTIONS: tuple[Callable[[ReportSource], Section | None], ...] = (
     _law_section,
     _holdout,
     sections_checks.backtest,

@@ -24,14 +24,14 @@ FIRST = 0.1  # progress before which curves differ too much from each other to s
 WINDOW = 0.1  # the loss at x is the mean since (1 - WINDOW) x
 LEVEL = 0.998  # of the band: three standard deviations of normal noise
 LEAST_LOG = 0.01  # half the band's least width, in log loss: agreement beyond that is luck
-LEAST_RUNGS = 6
+MIN_RUNGS = 6
 # Standard deviation of the second-order coefficients. For L = E + A/N^α they are α² f (1 - f) / 2, with f the share
 # of L that is not E: at most .02 for any exponent that has been published.
 CURVATURE = 0.02
 
 
 @dataclass(frozen=True)
-class Band:
+class CurveBand:
     """Expected course of one run. ``progress`` (k,) are fractions of its steps; the rest nats per token, each (k,).
 
     The values are for the geometric mean of the loss over the last ``window`` of the progress made, see ``course``.
@@ -63,7 +63,7 @@ def course(progress: Array, loss: Array, at: Array, window: float = WINDOW) -> A
     return np.where(at <= progress[-1] * (1 + 1e-9), np.exp(means), np.nan)
 
 
-def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Band:
+def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> CurveBand:
     """Predict the course of a run of ``N`` parameters on ``D`` tokens.
 
     Args:
@@ -74,10 +74,8 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
     Raises:
         FitError: when there are fewer than ``LEAST_RUNGS`` rungs, or they do not differ in N or in D.
     """
-    if len(rungs) < LEAST_RUNGS:
-        raise FitError(
-            f"a band needs at least {LEAST_RUNGS} finished runs of the same schedule; there are {len(rungs)}"
-        )
+    if len(rungs) < MIN_RUNGS:
+        raise FitError(f"a band needs at least {MIN_RUNGS} finished runs of the same schedule; there are {len(rungs)}")
     at = stages()
     sizes = np.log([[n, d] for n, d, _ in rungs])
     losses = np.log([course(curve.tokens / tokens, curve.loss_mean, at) for _, tokens, curve in rungs])
@@ -90,7 +88,7 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Ban
     width = t.ppf((1 + LEVEL) / 2, 3 * freedom) * np.exp(smoothed(np.log(spread), 5))
     width = np.maximum(width, LEAST_LOG)
     low, centre, high = np.exp([centre - width, centre, centre + width])
-    return Band(at[known], low, centre, high, WINDOW, len(rungs))
+    return CurveBand(at[known], low, centre, high, WINDOW, len(rungs))
 
 
 def _predict(sizes: Array, losses: Array, new: Array) -> tuple[Array, Array, Array]:
@@ -109,7 +107,7 @@ def _backtest(sizes: Array, losses: Array) -> Array:
     Zero where the others are too few to predict anything.
     """
     largest = sizes[:, 0] == sizes[:, 0].max()
-    if (~largest).sum() < LEAST_RUNGS - 1:
+    if (~largest).sum() < MIN_RUNGS - 1:
         return np.zeros(losses.shape[1])
     pairs = zip(sizes[largest], losses[largest], strict=True)
     errors = [loss - _predict(sizes[~largest], losses[~largest], size[None])[0] for size, loss in pairs]

@@ -157,7 +157,7 @@ def fit_sizes(N: Array, shares: Array, losses: Array) -> SizeLaw:
 
 
 @dataclass(frozen=True)
-class Forecast:
+class MixtureForecast:
     """Mixing laws of every text at N parameters, and the shares (K,) that make the target loss least."""
 
     N: float
@@ -193,16 +193,16 @@ def best_shares(laws: Sequence[MixingLaw], target: Array) -> Array:
     return np.asarray(shares / shares.sum())
 
 
-def forecast(runs: Mixtures, N: float, target: Array) -> Forecast:
+def forecast(runs: Mixtures, N: float, target: Array) -> MixtureForecast:
     """Predict the mixing laws at N parameters from smaller runs. Raises MixingError where they are too few."""
     laws = []
     for column in runs.losses.T:
         sizes = fit_sizes(runs.N, runs.shares, column)
         laws.append(fit_mixing(sizes.mixtures, sizes.at(N)))
-    return Forecast(N, tuple(laws), target, best_shares(laws, target))
+    return MixtureForecast(N, tuple(laws), target, best_shares(laws, target))
 
 
-def bootstrap(runs: Mixtures, N: float, target: Array, draws: int = DRAWS, seed: int = 0) -> list[Forecast]:
+def bootstrap(runs: Mixtures, N: float, target: Array, draws: int = DRAWS, seed: int = 0) -> list[MixtureForecast]:
     """Forecasts from resampled residuals of the laws in size, each text's own, enlarged for the coefficients spent."""
     random = np.random.default_rng(seed)
     fitted, residuals = np.empty_like(runs.losses), np.empty_like(runs.losses)

@@ -41,7 +41,7 @@ POINTS = 150  # of each curve that are fitted
 THINNED, FINALISTS = 40, 4
 DELTA = 1e-3  # of the log-Huber loss, as for the other laws
 RISE = 32  # points of a warm-up that was not logged
-LEAST = 20  # points of a curve after warm-up
+MIN_POINTS = 20  # points of a curve after warm-up
 
 
 @dataclass(frozen=True)
@@ -71,16 +71,16 @@ def make_curve(name: str, step: Array, lr: Array, loss: Array) -> LossCurve:
     """
     keep = np.isfinite(step) & np.isfinite(lr) & np.isfinite(loss)
     step, lr, loss = step[keep], lr[keep], loss[keep]
-    if len(step) < LEAST:
-        raise CurveError(f"{name}: {len(step)} rows with a step, a learning rate and a loss; {LEAST} are needed")
+    if len(step) < MIN_POINTS:
+        raise CurveError(f"{name}: {len(step)} rows with a step, a learning rate and a loss; {MIN_POINTS} are needed")
     if (np.diff(step) <= 0).any():
         at = int(np.flatnonzero(np.diff(step) <= 0)[0]) + 1
         raise CurveError(f"{name}: steps must rise, but step {step[at]:g} follows {step[at - 1]:g}")
     if (loss <= 0).any() or (lr < 0).any() or lr.max() <= 0:
         raise CurveError(f"{name}: losses must be positive and learning rates not negative")
     peak = int(np.flatnonzero(lr >= lr.max() * (1 - 1e-9))[0])
-    if len(step) - peak < LEAST:
-        raise CurveError(f"{name}: {len(step) - peak} rows after warm-up; {LEAST} are needed")
+    if len(step) - peak < MIN_POINTS:
+        raise CurveError(f"{name}: {len(step) - peak} rows after warm-up; {MIN_POINTS} are needed")
     rise = np.linspace(0.0, 1.0, RISE, endpoint=False) if step[0] > 0 else np.empty(0)
     unseen = np.full(len(rise), np.nan)
     return LossCurve(

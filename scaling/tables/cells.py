@@ -16,7 +16,7 @@ OPTIONAL = (
 )
 TEXT = ("run", "cluster", "complete", "tainted")
 MAY_BE_ZERO = ("weight", "score", "warmup", "seed", "stderr", "N_head")
-LEAST, MOST = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
+MIN_VALUE, MAX_VALUE = 1e-30, 1e40  # of any number in a table; products and powers of these stay finite
 
 
 def as_number(value: object) -> float | None:
@@ -38,7 +38,7 @@ def cell_problem(name: str, value: object) -> str | None:
         return f"{value!r} is not a finite number"
     if number < 0 or (number == 0 and name not in MAY_BE_ZERO):
         return f"{value!r} is not positive"
-    if number and not LEAST <= number <= MOST:
+    if number and not MIN_VALUE <= number <= MAX_VALUE:
         return f"{value!r} is beyond any plausible value"
     return None
 

@@ -23,7 +23,7 @@ _COMPUTE = re.compile(r"\s*compute:\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)x\s*")
 
 
 @dataclass(frozen=True)
-class Scored:
+class HeldOutPrediction:
     """A row that was predicted without having been fitted. Losses in nats per token; ``error`` is relative."""
 
     row: int
@@ -48,7 +48,7 @@ class Backtest:
 
     holdout: str
     fit: Fit
-    scored: list[Scored]
+    scored: list[HeldOutPrediction]
 
 
 def held_out(table: Table, holdout: str = HOLDOUT) -> NDArray[np.bool_]:
@@ -84,7 +84,7 @@ def backtest(
     table: Table,
     holdout: str = HOLDOUT,
     loss: Loss | None = None,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     draws: int = DRAWS,
     level: float = LEVEL,
     method: str = METHODS[0],
@@ -94,13 +94,13 @@ def backtest(
     """Fit without the rows of ``holdout``, predict them, score them. Raises FitError where too little is left."""
     out = held_out(table, holdout)
     kept = table.select(~out)
-    fitted = fit(law, kept, loss, pinned, seed=seed)
+    fitted = fit(law, kept, loss, fixed, seed=seed)
     boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
     return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
 
 
 @dataclass(frozen=True)
-class Window:
+class BacktestWindow:
     """One expanding window: what it was fitted on (FLOPs) and how it did on the rows above.
 
     ``reach`` is the largest factor in compute from the fitted rows to the scored ones; errors are relative.
@@ -113,26 +113,26 @@ class Window:
     rms_error: float
     bias: float
     covered: int
-    scored: list[Scored]
+    scored: list[HeldOutPrediction]
 
 
 def expanding_windows(
     law: Law,
     table: Table,
     loss: Loss | None = None,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     draws: int = 500,
     level: float = LEVEL,
     method: str = METHODS[0],
     clustered: bool = True,
     seed: int = 0,
-) -> list[Window]:
+) -> list[BacktestWindow]:
     """Fit ever more compute and predict all that lies above; windows that cannot identify the law are passed over."""
     windows = []
     for out in compute_folds(table):
         kept, unseen = table.select(~out), table.select(out)
         try:
-            fitted = fit(law, kept, loss, pinned, seed=seed)
+            fitted = fit(law, kept, loss, fixed, seed=seed)
         except FitError:
             continue
         boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
@@ -140,7 +140,7 @@ def expanding_windows(
         errors = np.array([s.error for s in scored])
         largest = float(kept.columns["C"].max())
         windows.append(
-            Window(
+            BacktestWindow(
                 largest_compute=largest,
                 rows=len(kept),
                 held_out=len(unseen),
@@ -154,7 +154,9 @@ def expanding_windows(
     return windows
 
 
-def score(fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = LEVEL, seed: int = 0) -> list[Scored]:
+def score(
+    fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = LEVEL, seed: int = 0
+) -> list[HeldOutPrediction]:
     """Predict every row of ``table`` from ``fitted`` and compare with what was measured."""
     inputs = {v: table.columns[v] for v in fitted.law.variables}
     predicted = fitted.predict(inputs)
@@ -163,7 +165,7 @@ def score(fitted: Fit, draws: Mapping[str, Array], table: Table, level: float = 
     ends = np.array([interval(column, level) for column in outcomes.T])
     measured = table.columns[fitted.law.response]
     return [
-        Scored(
+        HeldOutPrediction(
             row=int(table.rows[i]),
             run=table.run[i],
             N=float(table.columns["N"][i]),

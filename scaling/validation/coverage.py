@@ -16,7 +16,7 @@ from scaling.tables.table import Table
 
 
 @dataclass(frozen=True)
-class Design:
+class SimulatedDesign:
     """Which runs a study has. ``columns`` are (n,); rows of one run share ``shared`` of the noise's variance.
 
     ``sigma`` is the relative standard deviation of the noise of a loss.
@@ -45,7 +45,7 @@ class Coverage:
     bias: float
 
 
-def ladder(points: int, clustered: bool = False, sigma: float = 0.01) -> Design:
+def ladder(points: int, clustered: bool = False, sigma: float = 0.01) -> SimulatedDesign:
     """20 points: 5 sizes from 10 M to 1 B at 5 to 320 tokens per parameter; 60 points: 10 sizes at 6 ratios.
 
     ``clustered``: rows of 2 (of 3) neighbouring ratios come from one run and share 70 % of the variance.
@@ -56,10 +56,10 @@ def ladder(points: int, clustered: bool = False, sigma: float = 0.01) -> Design:
     per_run = (2 if ratios == 4 else 3) if clustered else 1
     run = [f"run{i // per_run}" for i in range(len(N))]
     name = f"{len(N)} points, {len(set(run))} runs"
-    return Design(name, {"N": N, "D": N * ratio}, run, sigma, 0.7 if clustered else 0.0)
+    return SimulatedDesign(name, {"N": N, "D": N * ratio}, run, sigma, 0.7 if clustered else 0.0)
 
 
-def _noise(design: Design, cluster: NDArray[np.int64], rng: np.random.Generator) -> Array:
+def _noise(design: SimulatedDesign, cluster: NDArray[np.int64], rng: np.random.Generator) -> Array:
     runs = rng.standard_normal(cluster.max() + 1)[cluster]
     own = rng.standard_normal(len(cluster))
     return np.asarray(design.sigma * (np.sqrt(design.shared) * runs + np.sqrt(1 - design.shared) * own))
@@ -68,7 +68,7 @@ def _noise(design: Design, cluster: NDArray[np.int64], rng: np.random.Generator)
 def coverage(
     law: Law,
     truth: Mapping[str, float],
-    design: Design,
+    design: SimulatedDesign,
     point: Mapping[str, float],
     fitted_law: Law | None = None,
     studies: int = 500,

@@ -30,7 +30,7 @@ OUTLIERS = ("all rows", "without the 5 % largest residuals")
 
 
 @dataclass(frozen=True)
-class Setting:
+class Variation:
     """One refit: the choice on every axis, and the parameters and prediction that follow from it."""
 
     choices: dict[str, str]
@@ -47,7 +47,7 @@ class Sensitivity:
     ``failed`` lists combinations that could not be fitted, ``fixed_axes`` axes with one choice and why.
     """
 
-    settings: list[Setting]
+    settings: list[Variation]
     spread: dict[str, list[float]]
     by_axis: dict[str, dict[str, list[float]]]
     failed: list[dict[str, str]]
@@ -58,7 +58,7 @@ def sensitivity(
     law: Law,
     table: Table,
     point: Mapping[str, float] | None = None,
-    pinned: Mapping[str, float] | None = None,
+    fixed: Mapping[str, float] | None = None,
     seed: int = 0,
 ) -> Sensitivity:
     """Refit ``law`` for every combination of choices. ``point`` is the prediction asked for.
@@ -66,15 +66,15 @@ def sensitivity(
     N of the point is in the table's own definition; it is carried to the others along the table's log-log line.
     Raises FitError where the base choice cannot be fitted.
     """
-    base = fit(law, table, pinned=pinned, seed=seed)
-    axes, fixed = _axes(law, table, base.residuals)
+    base = fit(law, table, fixed=fixed, seed=seed)
+    axes, unmoved = _axes(law, table, base.residuals)
     settings, failed = [], []
     for combination in product(*(choices.items() for choices in axes.values())):
         choices = {axis: label for axis, (label, _) in zip(axes, combination, strict=True)}
         (name, delta), keep, n, c, least = (value for _, value in combination)
         try:
             rows = table.redefine(n, c).select(keep & (table.columns["N"] >= least))
-            fitted = fit(law, rows, loss_named(name, delta or 1e-3), pinned, seed=seed)
+            fitted = fit(law, rows, loss_named(name, delta or 1e-3), fixed, seed=seed)
         except FitError as error:
             failed.append({**choices, "reason": str(error)})
             continue
@@ -82,7 +82,7 @@ def sensitivity(
         if point is not None:
             there = _carried(table, point, n, c)
             prediction = float(fitted.predict({k: np.array([there[k]]) for k in law.variables})[0])
-        settings.append(Setting(choices, len(rows), fitted.params, prediction))
+        settings.append(Variation(choices, len(rows), fitted.params, prediction))
     if not settings:
         raise FitError(f"no combination of choices could be fitted: {failed[0]['reason']}")
     first = {axis: next(iter(choices)) for axis, choices in axes.items()}
@@ -92,7 +92,7 @@ def sensitivity(
         for axis, choices in axes.items()
         if len(choices) > 1
     }
-    return Sensitivity(settings, _spread(settings), by_axis, failed, fixed)
+    return Sensitivity(settings, _spread(settings), by_axis, failed, unmoved)
 
 
 def _label(name: str, delta: float | None) -> str:
@@ -101,7 +101,7 @@ def _label(name: str, delta: float | None) -> str:
 
 def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Choices of every axis as label -> value, and the axes that cannot move."""
-    fixed: dict[str, str] = {}
+    unmoved: dict[str, str] = {}
     worst = np.argsort(np.abs(residuals))[-max(1, round(0.05 * len(residuals))) :]
     trimmed = np.ones(len(table), dtype=bool)
     trimmed[worst] = False
@@ -109,16 +109,16 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
         counts = {n: n for n in N_DEFINITIONS if _can(table, n, table.c_definition)}
     else:
         counts = {table.n_definition: table.n_definition}
-        fixed["N definition"] = f"the law {law.name} does not read N"
+        unmoved["N definition"] = f"the law {law.name} does not read N"
     if "C" in law.variables:
         compute = {c: c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns}
     else:
         compute = {table.c_definition: table.c_definition}
-        fixed["C definition"] = f"the law {law.name} does not read C"
-    if len(counts) == 1 and "N definition" not in fixed:
-        fixed["N definition"] = "the table has one count of parameters"
-    if len(compute) == 1 and "C definition" not in fixed:
-        fixed["C definition"] = "the table has no exact C"
+        unmoved["C definition"] = f"the law {law.name} does not read C"
+    if len(counts) == 1 and "N definition" not in unmoved:
+        unmoved["N definition"] = "the table has one count of parameters"
+    if len(compute) == 1 and "C definition" not in unmoved:
+        unmoved["C definition"] = "the table has no exact C"
     sizes = np.unique(table.columns["N"])
     least = {"all": 0.0}
     for q in (0.15, 0.3):
@@ -131,7 +131,7 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
         "N definition": {table.n_definition: table.n_definition, **counts},
         "C definition": {table.c_definition: table.c_definition, **compute},
         "smallest size": least,
-    }, fixed
+    }, unmoved
 
 
 def _can(table: Table, n: str, c: str) -> bool:
@@ -154,7 +154,7 @@ def _carried(table: Table, point: Mapping[str, float], n: str, c: str) -> dict[s
     return moved
 
 
-def _spread(settings: list[Setting]) -> dict[str, list[float]]:
+def _spread(settings: list[Variation]) -> dict[str, list[float]]:
     if not settings:
         return {}
     values = {k: np.array([s.params[k] for s in settings]) for k in settings[0].params}

@@ -27,7 +27,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from scaling.fit.bootstrap import METHODS, bootstrap
-from scaling.fit.estimate import Problem, fit, make_problem, minimise, starting_points
+from scaling.fit.estimate import FitProblem, fit, make_problem, minimise, starting_points
 from scaling.laws import LAWS, Array
 from scaling.tables.read import read_table
 from scaling.tables.table import Table
@@ -60,7 +60,7 @@ SCALE = 1e4  # BFGS stops at an absolute gradient of 1e-5, far from the optimum 
 Start = Callable[[Array, Array], float]
 
 
-def assisted(problem: Problem) -> Start:
+def assisted(problem: FitProblem) -> Start:
     """BFGS with this package's coordinates and gradient: (start, weights) -> objective."""
     lower, upper = np.array(problem.law.bounds).T
     delta = problem.loss.delta
@@ -79,7 +79,7 @@ def assisted(problem: Problem) -> Start:
     return solve
 
 
-def published(problem: Problem) -> Start:
+def published(problem: FitProblem) -> Start:
     """BFGS as in published code: (start in this package's coordinates, weights) -> objective."""
     x = problem.x + problem.centre[:, None]
     target = np.log(problem.y)

@@ -24,7 +24,7 @@ from data.files import write_json
 from data.loading.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.laws import Array
-from scaling.studies.curve_bands import Band, band
+from scaling.studies.curve_bands import CurveBand, band
 from scaling.tables.curves import Curve
 from train.checkpoint.fragments import without_gradient
 from train.config import RunConfig, SpikeConfig, load_run
@@ -34,7 +34,7 @@ from train.engine.engine import MicroBatch, build_engine, gradient_norm, release
 from train.engine.lr_schedule import lr_multiplier
 from train.engine.micro_batches import training_batches
 from train.stability.band_monitor import BAND, Monitor
-from train.stability.spike_detector import Kind, SpikeState, judge
+from train.stability.spike_detector import Kind, SpikeState, detect_spike
 
 RUN = Path(__file__).resolve().parents[2] / "configs" / "runs" / "tiny.yaml"
 RUNGS = ("tiny-3k", "tiny-6k", "tiny-14k", "tiny-25k", "tiny-55k")
@@ -129,7 +129,7 @@ def as_curve(run: RunConfig, step: Array, loss: Array) -> Curve:
     return Curve(run.name, N, True, step * run.tokens_per_step, nothing, loss, loss, nothing, step, nothing)
 
 
-def first_alert(run: RunConfig, step: Array, loss: Array, expected: Band, path: Path) -> int | None:
+def first_alert(run: RunConfig, step: Array, loss: Array, expected: CurveBand, path: Path) -> int | None:
     """Return the step at which the monitor speaks, or None."""
     shown = {"progress": expected.progress, "low": expected.low, "high": expected.high}
     write_json(path, {key: value.tolist() for key, value in shown.items()} | {"window": expected.window})
@@ -142,7 +142,7 @@ def first_verdict(trained: Trained) -> int | None:
     """Return the step at which the spike guard sees a spike, or None."""
     state, config = SpikeState(), SpikeConfig()
     for step, (loss, norm) in enumerate(zip(trained.loss.tolist(), trained.grad_norm.tolist(), strict=True), 1):
-        state, verdict = judge(state, step, loss, norm, config)
+        state, verdict = detect_spike(state, step, loss, norm, config)
         if verdict.kind not in (Kind.OK, Kind.OUTLIER):
             return step
     return None
@@ -157,7 +157,12 @@ def measure(folder: Path, steps: int, seeds: int, every: int, console: Console) 
 
     def make(size: str, steps: int, seed: int) -> RunConfig:
         keys = {"model.size": size, "train.steps": steps, "seed": seed, "data.vocab_size": 512}
-        keys |= {"train.global_batch": 8, "train.micro_batch": 8, "train.sequence_length": 64, "wandb.mode": "disabled"}
+        keys |= {
+            "train.global_batch_size": 8,
+            "train.micro_batch_size": 8,
+            "train.sequence_length": 64,
+            "wandb.mode": "disabled",
+        }
         run = load_run(RUN, [f"--{key}={value}" for key, value in keys.items()])
         return replace(run, optimizer=replace(run.optimizer, lr=0.005 * (run.model.d_model / 32) ** -0.5))
 
@@ -165,7 +170,7 @@ def measure(folder: Path, steps: int, seeds: int, every: int, console: Console) 
     finished = [(run, train(run, corpus, topology, HEALTHY)) for run in ladder]
     console.print(f"{len(ladder)} finished runs, {len(TARGETS)} sizes and {seeds} seeds for each row below")
 
-    def expect(run: RunConfig, averaged: bool) -> Band:
+    def expect(run: RunConfig, averaged: bool) -> CurveBand:
         curves = [as_curve(rung, *logged(trained.loss, every, averaged)) for rung, trained in finished]
         sizes = [(float(count_parameters(rung.model).total), float(rung.tokens)) for rung in ladder]
         rungs = [(N, D, curve) for (N, D), curve in zip(sizes, curves, strict=True)]

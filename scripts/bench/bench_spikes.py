@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from train.config import SpikeConfig
-from train.stability.spike_detector import Kind, SpikeState, judge
+from train.stability.spike_detector import Kind, SpikeState, detect_spike
 from train.telemetry.metrics import read_metrics
 
 Array = NDArray[np.float64]
@@ -38,7 +38,7 @@ SAME_ALARM = 50
 
 
 @dataclass(frozen=True)
-class Curve:
+class RecordedCurve:
     """Loss (nats per token) and gradient norm of each step, with what was done to them."""
 
     loss: Array
@@ -52,7 +52,7 @@ class Curve:
 # ------------------------------------------------------------------------------------------ curves
 
 
-def healthy(seed: int, steps: int = 3000) -> Curve:
+def healthy(seed: int, steps: int = 3000) -> RecordedCurve:
     """A curve without spikes: power law, warmup, cooldown, student-t noise of drifting scale."""
     rng = np.random.default_rng(seed)
     t = np.arange(steps)
@@ -69,7 +69,7 @@ def healthy(seed: int, steps: int = 3000) -> Curve:
     log_norm = np.log(rng.uniform(0.2, 2)) + 1.5 * np.exp(-progress / 100) + 0.2 * t / steps + _walk(rng, steps, 0.1)
     spread = noise.std() or 1.0
     log_norm += np.sqrt(1 - together**2) * norm_noise + together * noise / spread * norm_noise.std()
-    return Curve(level * (1 + noise), np.exp(log_norm))
+    return RecordedCurve(level * (1 + noise), np.exp(log_norm))
 
 
 def _student(rng: np.random.Generator, steps: int) -> Array:
@@ -83,7 +83,7 @@ def _walk(rng: np.random.Generator, steps: int, size: float) -> Array:
     return np.cumsum(rng.normal(0, size / np.sqrt(steps), steps))
 
 
-def spiked(base: Curve, seed: int) -> Curve:
+def spiked(base: RecordedCurve, seed: int) -> RecordedCurve:
     """Lay one spike of each kind and some harmless outliers over a curve."""
     rng = np.random.default_rng(seed + 500_000)
     steps = len(base.loss)
@@ -104,7 +104,7 @@ def spiked(base: Curve, seed: int) -> Curve:
             outliers.append(step)
             loss[step] *= 1 + rng.uniform(0.1, 1.0)
             log_norm[step] += np.log(rng.uniform(1, 10))
-    return Curve(loss, np.exp(log_norm), spikes, outliers)
+    return RecordedCurve(loss, np.exp(log_norm), spikes, outliers)
 
 
 Shape = tuple[Array, Array]
@@ -149,44 +149,44 @@ SPIKES: dict[str, Callable[[np.random.Generator], Shape]] = {
 }
 
 
-def recorded(path: Path) -> Curve | None:
+def recorded(path: Path) -> RecordedCurve | None:
     """The rows of a metrics.jsonl, or None where there are too few."""
     rows = read_metrics(path)
     pairs = [(row["loss"], row["grad_norm"]) for row in rows if row.get("loss") and row.get("grad_norm")]
-    return Curve(*np.array(pairs, dtype=np.float64).T) if len(pairs) >= 256 else None
+    return RecordedCurve(*np.array(pairs, dtype=np.float64).T) if len(pairs) >= 256 else None
 
 
 # ------------------------------------------------------------------------------------------- rules
 
-Rule = Callable[[Curve], NDArray[np.bool_]]
+Rule = Callable[[RecordedCurve], NDArray[np.bool_]]
 """Whether each step of a curve raises an alarm; a step is judged by it and those before it."""
 
 
-def ours(curve: Curve) -> NDArray[np.bool_]:
-    """`train.spikes`: the steps at which a spike is recognised or acted upon."""
+def ours(curve: RecordedCurve) -> NDArray[np.bool_]:
+    """`train.stability.spike_detector`: the steps at which a spike is recognised or acted upon."""
     state, settings = SpikeState(), SpikeConfig(max_rollbacks=10**9)  # a recorded curve cannot be rolled back
     alarms = np.zeros(len(curve.loss), dtype=bool)
     for step, (loss, norm) in enumerate(zip(curve.loss.tolist(), curve.grad_norm.tolist(), strict=True)):
-        state, verdict = judge(state, step, loss, norm, settings)
+        state, verdict = detect_spike(state, step, loss, norm, settings)
         alarms[step] = verdict.kind in (Kind.SOFT, Kind.ROLLBACK)
     return alarms
 
 
-def olmo_core(curve: Curve) -> NDArray[np.bool_]:
+def olmo_core(curve: RecordedCurve) -> NDArray[np.bool_]:
     """OLMo-core `SkipStepOptimizer`: loss or norm above mean + 6 sigma of the 128 steps before; from 64 steps on."""
     return _above(curve.loss, 128, 63, 6) | _above(curve.grad_norm, 128, 63, 6)
 
 
-def olmo_2(curve: Curve) -> NDArray[np.bool_]:
+def olmo_2(curve: RecordedCurve) -> NDArray[np.bool_]:
     """OLMo 2 (arXiv 2501.00656) spike score: values at least 7 sigma from the mean of the last 1,000.
 
     The paper does not say what the first values are compared with; here it is those there are, from 64 on.
     """
-    low = Curve(2 * curve.loss.mean() - curve.loss, curve.grad_norm)
+    low = RecordedCurve(2 * curve.loss.mean() - curve.loss, curve.grad_norm)
     return _above(curve.loss, 1000, 64, 7) | _above(low.loss, 1000, 64, 7) | _above(curve.grad_norm, 1000, 64, 7)
 
 
-def llm_foundry(curve: Curve) -> NDArray[np.bool_]:
+def llm_foundry(curve: RecordedCurve) -> NDArray[np.bool_]:
     """LLM Foundry `KillLossSpike`: loss at least twice the mean of the window, five in a row."""
     window = max(100, round(len(curve.loss) * 0.05))
     high = np.zeros(len(curve.loss), dtype=bool)
@@ -195,7 +195,7 @@ def llm_foundry(curve: Curve) -> NDArray[np.bool_]:
     return np.convolve(high, np.ones(5))[: len(high)] >= 5
 
 
-def zclip(curve: Curve) -> NDArray[np.bool_]:
+def zclip(curve: RecordedCurve) -> NDArray[np.bool_]:
     """ZClip (arXiv 2504.02507): norm above the moving average (0.97) by z > 2.5; the average takes the clipped norm.
 
     It clips and does not mean to detect: an alarm here is a clipped step.
@@ -235,7 +235,7 @@ RULES: dict[str, Rule] = {
 
 
 @dataclass
-class Score:
+class DetectorScore:
     """Counts over curves."""
 
     spikes: int = 0
@@ -271,9 +271,9 @@ class Score:
         return 1e4 * self.false_steps / max(1, self.clean_steps)
 
 
-def score(rule: Rule, curves: list[Curve]) -> Score:
+def score(rule: Rule, curves: list[RecordedCurve]) -> DetectorScore:
     """Count what a rule finds, misses and imagines on curves."""
-    total = Score()
+    total = DetectorScore()
     for curve in curves:
         alarms = rule(curve)
         touched = np.zeros(len(alarms), dtype=bool)
@@ -299,12 +299,12 @@ def score(rule: Rule, curves: list[Curve]) -> Score:
     return total
 
 
-def curves_of(first_seed: int, count: int) -> list[Curve]:
+def curves_of(first_seed: int, count: int) -> list[RecordedCurve]:
     """`count` synthetic curves, alternately spiked and clean."""
     return [spiked(healthy(s), s) if s % 2 == 0 else healthy(s) for s in range(first_seed, first_seed + count)]
 
 
-def table(title: str, curves: list[Curve]) -> Grid:
+def table(title: str, curves: list[RecordedCurve]) -> Grid:
     """Score every rule."""
     grid = Grid(
         "rule", "recall", "precision", "false / 10k", "on outliers", "delay (median, 90 %)", "missed", title=title

@@ -239,7 +239,7 @@ def contend(parent: Connection, name: str, run: RunConfig, steps: int, directory
 
 
 @dataclass(frozen=True)
-class Kind:
+class ContenderKind:
     """What a contender is made of."""
 
     bare: Callable[[RunConfig, Turns, Sequence[MicroBatch], torch.device], None] | None = None
@@ -251,12 +251,12 @@ class Kind:
 
 
 CONTENDERS = {
-    "trainer": Kind(),
-    "bare": Kind(train_bare),
-    "reference": Kind(train_reference),
-    "reference-compiled": Kind(train_reference, always_compiled=True),
-    "two-ranks": Kind(processes=2, connected=True),
-    "two-runs": Kind(processes=2),
+    "trainer": ContenderKind(),
+    "bare": ContenderKind(train_bare),
+    "reference": ContenderKind(train_reference),
+    "reference-compiled": ContenderKind(train_reference, always_compiled=True),
+    "two-ranks": ContenderKind(processes=2, connected=True),
+    "two-runs": ContenderKind(processes=2),
 }
 
 
@@ -282,7 +282,7 @@ class Contender:
         except EOFError:
             tail = "\n".join(self.log.read_text().splitlines()[-15:])
             raise RuntimeError(f"{self.name} stopped:\n{tail}") from None
-        tokens = self.steps * self.run.train.micro_batch * self.run.train.sequence_length * len(self.processes)
+        tokens = self.steps * self.run.train.micro_batch_size * self.run.train.sequence_length * len(self.processes)
         self.memory = max(memory for _, memory in reports)
         if counts:
             self.speeds.append(tokens / max(seconds for seconds, _ in reports))
@@ -299,7 +299,7 @@ def start(name: str, run_tree: dict[str, Any], steps: int, threads: int, directo
     kind = CONTENDERS[name]
     train = run_tree["train"] | {"compile": run_tree["train"]["compile"] or kind.always_compiled}
     if kind.connected:
-        train["global_batch"] *= kind.processes
+        train["global_batch_size"] *= kind.processes
     run = build(RunConfig, run_tree | {"train": train}, "command line", expand=expand_run)
     # Read when torch is imported, which a new process does before it gets here.
     os.environ["OMP_NUM_THREADS"] = str(max(1, threads // kind.processes))
@@ -356,7 +356,7 @@ def rows(model: str, precision: str, contenders: list[Contender]) -> Iterator[st
         planned = ""
         if contender.memory and CONTENDERS[contender.name].bare is None:
             train = contender.run.train
-            planned = f"{peak_memory(contender.run, train.global_batch // train.micro_batch) / 2**30:.1f}"
+            planned = f"{peak_memory(contender.run, train.global_batch_size // train.micro_batch_size) / 2**30:.1f}"
         cells = (model, precision, contender.name, f"{speed:,.0f}", f"{flops:.3g}", mfu, compared, memory, planned)
         yield f"| {' | '.join(cells)} |"
 
@@ -414,15 +414,15 @@ def main(arguments: list[str] | None = None) -> int:
                     "data": {"vocab_size": options.vocab},
                     "train": {
                         "sequence_length": sequence,
-                        "global_batch": batch,
-                        "micro_batch": batch,
+                        "global_batch_size": batch,
+                        "micro_batch_size": batch,
                         "steps": 10**6,
                         "compile": options.compile,
                     },
                     "optimizer": {"lr": 3e-4},
                     "parallel": {"zero_stage": options.zero},
                     "log_every": LOG_EVERY,
-                    "watch": {"step_seconds": 3600.0},  # a contender that waits for its turn is not stuck
+                    "watchdog": {"step_timeout": 3600.0},  # a contender that waits for its turn is not stuck
                     "wandb": {"mode": "disabled"},
                 }
                 open_mixture(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)

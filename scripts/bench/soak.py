@@ -256,7 +256,7 @@ def wandb_online(port: int) -> dict[str, str]:
 
 
 @dataclass
-class Tally:
+class FaultTally:
     """What came of one kind of fault."""
 
     count: int = 0
@@ -278,7 +278,7 @@ class Soak:
     connections: dict[str, dict[str, str]]
     """What is wrong with W&B -> environment of the sweep."""
     began: float = field(default_factory=time.monotonic)
-    tallies: dict[str, Tally] = field(default_factory=dict)
+    tallies: dict[str, FaultTally] = field(default_factory=dict)
     statuses: Counter[int] = field(default_factory=Counter)
     troubles: dict[int, list[str]] = field(default_factory=dict)
     """Of each round what must not happen, in sentences."""
@@ -373,7 +373,7 @@ class Soak:
             process.kill()
 
     def _note(self, fault: str, number: int) -> None:
-        tally = self.tallies.setdefault(fault, Tally())
+        tally = self.tallies.setdefault(fault, FaultTally())
         tally.count += 1
         tally.rounds.add(number)
         self._say(f"round {number}: {fault}")

@@ -17,9 +17,9 @@ from configs.reader import ConfigError
 from configs.run_record import complete_record
 from data.files import write_json
 from model.counts import count_parameters
-from scaling.cli import Parser, ending
+from scaling.cli import Parser, run_command
 from scaling.errors import FitError
-from scaling.studies.curve_bands import Band, band
+from scaling.studies.curve_bands import CurveBand, band
 from scaling.tables.curves import Curve, read_curves
 from train.config import RunConfig, load_run
 from train.stability.band_monitor import BAND
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="one directory a run")
     options = parser.parse_args(words)
-    return ending("band.py", (FitError, ConfigError), lambda: renew(options.runs_dir))
+    return run_command("band.py", (FitError, ConfigError), lambda: renew(options.runs_dir))
 
 
 def renew(runs_dir: Path) -> None:
@@ -55,7 +55,7 @@ def renew(runs_dir: Path) -> None:
         raise FitError(f"{runs_dir}: {next(iter(reasons.values()))}")
 
 
-def predict(run: RunConfig, rungs: Sequence[Rung]) -> Band:
+def predict(run: RunConfig, rungs: Sequence[Rung]) -> CurveBand:
     """Predict the course of `run` from those rungs that are trained alike. Raises FitError when they are too few."""
     alike = [(float(_parameters(r)), float(r.tokens), curve) for r, curve in rungs if _kind(r) == _kind(run)]
     return band(alike, _parameters(run), run.tokens)
@@ -68,11 +68,11 @@ def _parameters(run: RunConfig) -> int:
 def _kind(run: RunConfig) -> tuple[object, ...]:
     """Everything but size, tokens, batch and learning rate that shapes a loss curve."""
     model = run.model
-    blocks = (model.positions, model.norm, model.mlp, model.qk_norm, model.tied, model.parametrization)
+    blocks = (model.positions, model.norm, model.mlp, model.qk_norm, model.tie_embeddings, model.parametrization)
     return run.data, run.schedule, run.train.sequence_length, blocks
 
 
-def plain(found: Band) -> dict[str, Any]:
+def plain(found: CurveBand) -> dict[str, Any]:
     """A band as JSON values."""
     tree = dataclasses.asdict(found)
     return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in tree.items()}

@@ -21,14 +21,14 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from scaling.cli import Parser, ending, quantity
+from scaling.cli import Parser, parse_count, run_command
 from scaling.errors import MixingError, TableError
-from scaling.forecast.law_file import plain, write_atomically
+from scaling.forecast.law_file import to_jsonable, write_atomically
 from scaling.formatting import count, percent
 from scaling.report.plot_style import png
 from scaling.report.plots_data_mixing import mixing
 from scaling.studies.data_mixing import (
-    Forecast,
+    MixtureForecast,
     Mixtures,
     best_shares,
     bootstrap,
@@ -46,7 +46,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", metavar="RUNS_DIR", type=Path, help="the runs of a sweep over weights of data.mixture and sizes")
-    add("--params", type=quantity, metavar="N", help="the size that is predicted (default: the largest in RUNS_DIR)")
+    add("--params", type=parse_count, metavar="N", help="the size that is predicted (default: the largest in RUNS_DIR)")
     add("--target", nargs="+", default=[], metavar="NAME=WEIGHT", help="the loss to make small (default: all alike)")
     return parser.parse_args(words)
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> None:
             for name, shares, losses in zip(checks.runs, checks.shares, checks.losses, strict=True)
         ],
     }
-    write_atomically(args.runs / "mixing.json", (json.dumps(plain(content), indent=1) + "\n").encode())
+    write_atomically(args.runs / "mixing.json", (json.dumps(to_jsonable(content), indent=1) + "\n").encode())
     written = [args.runs / "mixing.json"]
     if len(found.names) == 2:
         write_atomically(args.runs / "mixing.png", png(mixing(small, checks, prediction, draws, LEVEL)))
@@ -120,7 +120,9 @@ def show_sizes(runs: Mixtures, target: np.ndarray, console: Console) -> None:
     console.print(table)
 
 
-def show_best(names: Sequence[str], prediction: Forecast, draws: Sequence[Forecast], console: Console) -> None:
+def show_best(
+    names: Sequence[str], prediction: MixtureForecast, draws: Sequence[MixtureForecast], console: Console
+) -> None:
     """What is predicted for the large size."""
     low, high = interval([draw.best for draw in draws])
     console.print(f"best mixture at {count(prediction.N)} parameters: {shares_in_words(names, prediction.best)}")
@@ -131,7 +133,9 @@ def show_best(names: Sequence[str], prediction: Forecast, draws: Sequence[Foreca
     console.print(f"  target loss there: {loss:.4f} ({a:.4f} to {b:.4f}) nats per token")
 
 
-def show_checks(checks: Mixtures, prediction: Forecast, draws: Sequence[Forecast], console: Console) -> None:
+def show_checks(
+    checks: Mixtures, prediction: MixtureForecast, draws: Sequence[MixtureForecast], console: Console
+) -> None:
     """Runs of the large size beside what was predicted without them."""
     head = [f"{name}: measured, predicted" for name in checks.names]
     table = Table("mixture", *head, "target: measured", "predicted", "interval", "error", title="Runs of that size")
@@ -162,7 +166,7 @@ def show_checks(checks: Mixtures, prediction: Forecast, draws: Sequence[Forecast
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("mix.py", (TableError, MixingError), lambda: run(args))
+    return run_command("mix.py", (TableError, MixingError), lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 """Compare designs of a sweep: FLOPs spent, and error and interval of the prediction of runs of ten times the compute.
 
     python scripts/study.py designs runs/known-entropy --cooldown 0.3
-    python scripts/study.py designs table.csv --pin E=1.767 --out fits/designs
+    python scripts/study.py designs table.csv --fix E=1.767 --out fits/designs
 
 The table must hold a factorial of sizes and token budgets, and one or more runs of at least ten times its compute, as
 configs/sweeps/studies/known_entropy.yaml does. Designs are subsets of the factorial, so that all predict the same runs;
@@ -21,11 +21,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
-from scaling.cli import Parser, ending, pinned
+from scaling.cli import Parser, fixed_parameters, run_command
 from scaling.design.compare_designs import ENOUGH, REACH, Outcome, cheapest, compare, split
 from scaling.errors import ArtifactError, FitError, TableError
 from scaling.fit.bootstrap import DRAWS, LEVEL
-from scaling.forecast.law_file import plain, require_writable, write_atomically
+from scaling.forecast.law_file import require_writable, to_jsonable, write_atomically
 from scaling.formatting import flops, percent
 from scaling.tables.read import read_table
 from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
@@ -36,7 +36,15 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs, as for fit.py")
-    add("--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter, as in --pin E=1.767")
+    add(
+        "--fix",
+        "--pin",
+        dest="fix",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fix a parameter, as in --fix E=1.767",
+    )
     add("--reach", type=float, default=REACH, help=f"compute of predicted over fitted runs (default: {REACH:g})")
     add("--cooldown", type=float, help="also price the factorial as trunks with branches that cool down for this part")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
@@ -83,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_writable(args.out)
     table = read_table(args.source).redefine(args.n_definition, args.c_definition)
-    outcomes = compare(table, pinned(args.pin), args.reach, args.cooldown, args.draws, args.level, args.seed)
+    outcomes = compare(table, fixed_parameters(args.fix), args.reach, args.cooldown, args.draws, args.level, args.seed)
     target_flops = float(split(table, args.reach)[1].columns["C"].max())
     console = Console(width=None if sys.stdout.isatty() else 180)
     show(outcomes, target_flops, args.level, console)
@@ -91,8 +99,14 @@ def run(args: argparse.Namespace) -> None:
         from scaling.report.plot_style import png  # matplotlib is slow to import and not needed before
         from scaling.report.plots_designs import designs
 
-        content = {"table_sha256": table.sha256, "pinned": pinned(args.pin), "designs": [asdict(o) for o in outcomes]}
-        write_atomically(args.out / "designs.json", json.dumps(plain(content), indent=1, ensure_ascii=False).encode())
+        content = {
+            "table_sha256": table.sha256,
+            "pinned": fixed_parameters(args.fix),
+            "designs": [asdict(o) for o in outcomes],
+        }
+        write_atomically(
+            args.out / "designs.json", json.dumps(to_jsonable(content), indent=1, ensure_ascii=False).encode()
+        )
         write_atomically(args.out / "designs.png", png(designs(outcomes)))
         console.print(f"written: {args.out / 'designs.json'}, designs.png", soft_wrap=True)
 
@@ -100,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("designs.py", (TableError, FitError, ArtifactError), lambda: run(args))
+    return run_command("designs.py", (TableError, FitError, ArtifactError), lambda: run(args))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from rich.table import Table as Grid
 
 from configs.reader import ConfigError
 from data.corpus.grammar import Grammar, exponent_of_speller, make_grammar
-from scaling.cli import Parser, ending
+from scaling.cli import Parser, run_command
 from scaling.errors import ArtifactError, TableError
 from scaling.forecast.law_file import require_writable, write_atomically
 from scaling.formatting import count
@@ -62,7 +62,7 @@ def lexicon(source: Path, sweep: Path | None) -> Grammar:
 
 
 @dataclass(frozen=True)
-class Step:
+class LocalExponent:
     """From one run to its neighbour of next larger N (or D) at the same D (or N): the exponent of L - E in between.
 
     ``excess`` is L - E halfway, nats per token, and ``predicted`` the exponent of a speller there.
@@ -76,7 +76,7 @@ class Step:
     predicted: float
 
 
-def steps(table: Table, grammar: Grammar, variable: str) -> list[Step]:
+def steps(table: Table, grammar: Grammar, variable: str) -> list[LocalExponent]:
     """The steps in ``variable``, N or D, from the means over seeds."""
     x, held = table.columns[variable], table.columns[{"N": "D", "D": "N"}[variable]]
     excess = table.columns["loss"] - grammar.entropy_rate
@@ -90,12 +90,14 @@ def steps(table: Table, grammar: Grammar, variable: str) -> list[Step]:
             halfway = math.sqrt(before * after)
             predicted = share * float(exponent_of_speller(grammar, np.array([halfway]))[0])
             found.append(
-                Step(float(one), low, high, halfway, -math.log(after / before) / math.log(high / low), predicted)
+                LocalExponent(
+                    float(one), low, high, halfway, -math.log(after / before) / math.log(high / low), predicted
+                )
             )
     return found
 
 
-def show(table: Table, by: Mapping[str, list[Step]], grammar: Grammar, console: Console) -> None:
+def show(table: Table, by: Mapping[str, list[LocalExponent]], grammar: Grammar, console: Console) -> None:
     """Print L - E of every run, and measured and predicted exponents."""
     grid = Grid("run", "N", "D", "loss", "L - E", title=f"E = {grammar.entropy_rate:.6f} nats per token, exactly")
     for i in np.lexsort((table.columns["D"], table.columns["N"])):
@@ -114,7 +116,7 @@ def show(table: Table, by: Mapping[str, list[Step]], grammar: Grammar, console: 
         console.print(f"mean exponent in {variable}: measured {measured:.2f}, predicted {predicted:.2f}")
 
 
-def draw(table: Table, by: Mapping[str, list[Step]], grammar: Grammar) -> Figure:
+def draw(table: Table, by: Mapping[str, list[LocalExponent]], grammar: Grammar) -> Figure:
     """L - E against N at every budget of tokens, and the exponents against L - E with the speller's."""
     N, D = table.columns["N"], table.columns["D"]
     excess = table.columns["loss"] - grammar.entropy_rate
@@ -165,7 +167,7 @@ def run(args: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("known_entropy.py", (TableError, ConfigError, ArtifactError, ValueError), lambda: run(args))
+    return run_command("known_entropy.py", (TableError, ConfigError, ArtifactError, ValueError), lambda: run(args))
 
 
 if __name__ == "__main__":

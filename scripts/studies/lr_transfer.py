@@ -17,7 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from scaling.cli import Parser, ending
+from scaling.cli import Parser, run_command
 from scaling.errors import TableError
 from scaling.report.plot_style import png
 from scaling.report.plots_lr_transfer import picture
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="one directory a run")
     parser.add_argument("--size", default="d_model", choices=list(SIZES), help="what grows (default: d_model)")
     args = parser.parse_args(words)
-    return ending("lr_transfer.py", (TableError,), lambda: run(args.runs_dir, args.size))
+    return run_command("lr_transfer.py", (TableError,), lambda: run(args.runs_dir, args.size))
 
 
 def run(runs_dir: Path, size: str) -> None:

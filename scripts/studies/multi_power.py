@@ -23,9 +23,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
-from scaling.cli import Parser, ending
+from scaling.cli import Parser, run_command
 from scaling.errors import CurveError
-from scaling.forecast.law_file import plain, write_atomically
+from scaling.forecast.law_file import to_jsonable, write_atomically
 from scaling.formatting import significant, symbol
 from scaling.report.plot_style import png
 from scaling.report.plots_multi_power import predictions
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> None:
     answer["curves"] = [asdict(s) for s in scores]
     console = Console(width=None if sys.stdout.isatty() else 120)
     if args.json:
-        print(json.dumps(plain(answer)))
+        print(json.dumps(to_jsonable(answer)))
     else:
         show(law, scores, console)
     if args.out:
-        write_atomically(args.out / "curves.json", (json.dumps(plain(answer), indent=1) + "\n").encode())
+        write_atomically(args.out / "curves.json", (json.dumps(to_jsonable(answer), indent=1) + "\n").encode())
         write_atomically(args.out / "curves.png", png(predictions(law, [*others, *fitted])))
         if not args.json:
             console.print(f"written: {args.out}/curves.json, {args.out}/curves.png", soft_wrap=True)
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> None:
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     args = arguments(words)
-    return ending("curves.py", (CurveError,), lambda: run(args))
+    return run_command("curves.py", (CurveError,), lambda: run(args))
 
 
 if __name__ == "__main__":

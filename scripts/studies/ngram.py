@@ -20,7 +20,7 @@ from data.files import write_json
 from data.loading.batches import validation_windows
 from data.loading.mixture import open_mixture
 from evaluation.ngram import ORDER, Baseline, baselines
-from train.config import EvaluateConfig, load_run
+from train.config import EvalConfig, load_run
 
 EPILOG = """\
 Losses are in nats per token; bits per byte compare across tokenizers.
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("source", metavar="RUNS_DIR|CORPUS", type=Path, help="runs to compare with, or a corpus")
     parser.add_argument("--order", type=int, default=ORDER, help=f"highest order (default: {ORDER})")
     parser.add_argument("--sequence-length", type=int, default=64, help="of a CORPUS: tokens per window (default: 64)")
-    tokens = EvaluateConfig.tokens
+    tokens = EvalConfig.tokens
     parser.add_argument("--tokens", type=int, default=tokens, help=f"of a CORPUS: evaluated (default: {tokens:,})")
     options = parser.parse_args(arguments)
     try:
@@ -80,7 +80,7 @@ def for_runs(directory: Path, order: int) -> list[Baseline]:
     if run.data.mixture:
         raise DataError(f"the runs in '{directory}' read a mixture; give the directory of one of its corpora")
     (component,) = open_mixture(run.data).components
-    return measure(component.corpus, run.train.sequence_length, run.evaluate.tokens, order)
+    return measure(component.corpus, run.train.sequence_length, run.eval.tokens, order)
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ def test_every_field_is_documented_where_it_is_defined(cls: type) -> None:
     ("override", "message"),
     [
         ("--model.n_head=5", "model.n_head: 5 does not divide d_model=32; nearest is 4"),
-        ("--train.micro_batch=3", "train.micro_batch: 3 does not divide global_batch=16; nearest is 2"),
+        ("--train.micro_batch_size=3", "train.micro_batch_size: 3 does not divide global_batch_size=16; nearest is 2"),
         ("--train.steps=null", "train.steps: give exactly one of train.steps and train.tokens"),
         ("--train.sequence_length=4096", "4096 is longer than model.context_length=128; nearest is 128"),
         ("--model.vocab_size=100", "model.vocab_size: 100 "),
@@ -189,7 +189,7 @@ def test_every_field_is_documented_where_it_is_defined(cls: type) -> None:
         ("--precision=bf17", "nearest is 'bf16'"),
         ("--optimizer.lr=-1", "optimizer.lr: -1"),
         ("--name=../x", "'../x' is not a safe name"),
-        ("--schedule.warmup=2", "schedule.warmup: 2"),
+        ("--schedule.warmup_fraction=2", "schedule.warmup_fraction: 2"),
     ],
 )
 def test_impossible_runs_name_key_value_and_way_out(override: str, message: str) -> None:
@@ -205,7 +205,7 @@ def test_zero_2_under_the_pipeline_is_refused() -> None:
 
 
 def test_batch_must_divide_over_the_replicas() -> None:
-    run = load_run(TINY, ["--train.global_batch=12", "--train.micro_batch=4"])
+    run = load_run(TINY, ["--train.global_batch_size=12", "--train.micro_batch_size=4"])
     assert batch_problem(run, 3) is None
     assert "does not divide over 5" in str(batch_problem(run, 5))
     assert "nearest is 3" in str(batch_problem(run, 4)) or "nearest is 1" in str(batch_problem(run, 4))

@@ -51,7 +51,7 @@ class Case:
                 f"--parallel.zero_stage={zero}",
                 f"--parallel.tensor_parallel={tensor}",
                 f"--parallel.offload_optimizer={str(offload).lower()}",
-                f"--model.tied={str(tied).lower()}",
+                f"--model.tie_embeddings={str(tied).lower()}",
                 f"--model.bias={str(not tied).lower()}",
                 "--data.vocab_size=299",  # odd, so that partitions cut through parameters
                 "--model.parametrization=completep",  # more groups of parameters
@@ -63,7 +63,7 @@ class Case:
         # Step HALF is the last of an epoch of the data, or the one after it.
         epoch = (
             windows_per_epoch(self.mixture.components[0].corpus, self.run.train.sequence_length)
-            // self.run.train.global_batch
+            // self.run.train.global_batch_size
         )
         self.before = epoch - HALF
 
@@ -240,7 +240,7 @@ def rolled_back(case: Case) -> list[Any]:
     folder = case.run_dir / "checkpoints"
     engine = case.engine()
     steps = [case.resume(engine, at_most=3).step]
-    checkpoint.tombstone(case.run_dir, 3, case.topology)
+    checkpoint.quarantine(case.run_dir, 3, case.topology)
     steps.append(case.resume(engine).step)
     names = [sorted(path.name for path in folder.iterdir())]
     case.train(engine, 2, 4)

@@ -11,9 +11,9 @@ import sys
 import time
 from pathlib import Path
 
-from train.config import WatchConfig
-from train.launch.job_queue import handed_over, report_done
-from train.supervision.heartbeat import Heart
+from train.config import WatchdogConfig
+from train.launch.job_queue import current_job, mark_done
+from train.supervision.heartbeat import HeartbeatWriter
 
 
 def log_step(directory: Path, step: int) -> None:
@@ -66,7 +66,7 @@ def train(directory: Path, behaviour: str) -> int:
         return 8
     if behaviour == "hang-once" and not (directory / "hung").exists():
         (directory / "hung").touch()
-        with Heart(directory, 0, WatchConfig(step_seconds=1.0, slow_seconds=1.0)) as heart:
+        with HeartbeatWriter(directory, 0, WatchdogConfig(step_timeout=1.0, startup_timeout=1.0)) as heart:
             heart.begin_step(7)
             os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "never-begins" and not (directory / "hung").exists():
@@ -100,7 +100,7 @@ def main() -> int:
     behaviours = json.loads(sys.argv[2])
     done = 0
     while True:
-        job = handed_over(directory)
+        job = current_job(directory)
         if job is None or job.number == done:
             time.sleep(0.02)
         elif job.run_dir is None:
@@ -109,7 +109,7 @@ def main() -> int:
             return status
         else:
             done = job.number
-            report_done(directory, done)
+            mark_done(directory, done)
 
 
 if __name__ == "__main__":

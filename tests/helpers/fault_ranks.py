@@ -21,7 +21,7 @@ from train import loop
 from train.config import load_run
 from train.distributed.topology import connect, disconnect, launched_topology
 from train.engine.engine import MicroBatch, named_parameters
-from train.exit_codes import complain
+from train.exit_codes import print_error
 from train.run import run_job
 
 
@@ -108,7 +108,7 @@ def main() -> None:
             try:
                 status = run_job(run, Path(folder) / name, config)
             except loop.RunEnded as error:
-                status = complain(str(error), error.status)
+                status = print_error(str(error), error.status)
         if topology.is_main:
             (Path(folder) / name / "status.txt").write_text(str(status))
     disconnect()

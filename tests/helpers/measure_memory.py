@@ -29,7 +29,7 @@ BUCKET = 1_000_000
 MODEL = {"style": "gpt2", "n_layer": 4, "d_model": 128, "n_head": 4, "vocab_size": 2048}
 RUN = {
     "data": {"vocab_size": 2048},
-    "train": {"sequence_length": 128, "global_batch": 16, "micro_batch": 8, "steps": 2},
+    "train": {"sequence_length": 128, "global_batch_size": 16, "micro_batch_size": 8, "steps": 2},
     "optimizer": {"lr": 1e-3},
     "wandb": {"mode": "disabled"},
 }
@@ -54,9 +54,11 @@ def measure(run: RunConfig, topology: Topology) -> dict[str, int]:
     settings["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
     before = storages()  # held, so that no address is used again
     engine = build_engine(run, topology, settings)
-    shape = (run.train.micro_batch, run.train.sequence_length)
+    shape = (run.train.micro_batch_size, run.train.sequence_length)
     tokens = torch.randint(run.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))  # alike on all
-    batches = [(tokens, tokens)] * (run.train.global_batch // (run.train.micro_batch * topology.data_parallel))
+    batches = [(tokens, tokens)] * (
+        run.train.global_batch_size // (run.train.micro_batch_size * topology.data_parallel)
+    )
     train_step(engine, batches, 1e-3, topology)
     resting = sum(storage.nbytes() for address, storage in storages().items() if address not in before)
     activities = [torch.profiler.ProfilerActivity.CPU]

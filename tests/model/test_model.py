@@ -28,7 +28,7 @@ def make_model(config: ModelConfig, seed: int = 0) -> GPT:
 
 
 STYLES = [
-    pytest.param({"style": style, "tied": tied}, id=f"{style}-{'tied' if tied else 'untied'}")
+    pytest.param({"style": style, "tie_embeddings": tied}, id=f"{style}-{'tied' if tied else 'untied'}")
     for style in ("gpt2", "modern")
     for tied in (True, False)
 ]

@@ -20,7 +20,7 @@ from train.engine.optimizer import adamw, parameter_groups, set_learning_rate
 BASE = {"n_layer": 2, "d_model": 64, "n_head": 4}
 """The default base shape."""
 KINDS = [
-    pytest.param({"style": style, "tied": tied}, id=f"{style}-{'tied' if tied else 'untied'}")
+    pytest.param({"style": style, "tie_embeddings": tied}, id=f"{style}-{'tied' if tied else 'untied'}")
     for style in ("gpt2", "modern")
     for tied in (True, False)
 ]
@@ -127,7 +127,7 @@ def test_weights_can_hold_the_multipliers(kind: dict[str, Any]) -> None:
 
 def test_updates_follow_the_table() -> None:
     """Width four times and depth eight times the base."""
-    config = model_config(parametrization="completep", base_d_model=16, n_layer=8, base_n_layer=1, tied=False)
+    config = model_config(parametrization="completep", base_d_model=16, n_layer=8, base_n_layer=1, tie_embeddings=False)
     optimizer = OptimizerConfig(lr=1.0, eps=1.0, weight_decay=1.0)
     model = make_model(config)
     groups = parameter_groups(model.named_parameters(), optimizer, config)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scaling.cli import quantity
+from scaling.cli import parse_count
 from scaling.formatting import count
 from tests.helpers.scaling_tables import TABLES, TRUTH, simulated
 
@@ -220,18 +220,18 @@ def test_files_that_are_no_laws_are_named(tmp_path):
     ],
 )
 def test_quantities_are_read_as_they_are_printed(text, value):
-    assert quantity(text) == value
+    assert parse_count(text) == value
 
 
 @given(value=st.floats(1.0, 9.9e15))
 def test_what_the_tables_print_can_be_typed(value):
-    assert quantity(count(value).replace(",", "_")) == pytest.approx(value, rel=0.006)
+    assert parse_count(count(value).replace(",", "_")) == pytest.approx(value, rel=0.006)
 
 
 @pytest.mark.parametrize("text", ["", "7Q", "B", "1__0", "1e", "nan", "inf", "0", "-3", "1e999", "7 B B"])
 def test_other_quantities_are_refused(text):
     with pytest.raises(argparse.ArgumentTypeError):
-        quantity(text)
+        parse_count(text)
 
 
 @pytest.mark.parametrize("script", ["fit.py", "predict.py"])

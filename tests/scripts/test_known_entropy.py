@@ -23,7 +23,7 @@ def excess(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], fl
     sweep["axes"] = {"model.d_model": list(WIDTHS), "train.tokens": list(TOKENS)}
     sweep["run"]["data"]["directory"] = str(folder / "corpora")
     sweep["run"]["data"]["grammar"]["tokens"] = 400_000
-    sweep["run"]["evaluate"]["tokens"] = 294_912  # three blocks
+    sweep["run"]["eval"]["tokens"] = 294_912  # three blocks
     sweep |= {"device": "cpu", "parallel_runs": 1}
     (folder / "small.yaml").write_text(yaml.safe_dump(sweep))
     command = [sys.executable, str(ROOT / "scripts/sweep.py"), str(folder / "small.yaml")]

@@ -56,7 +56,7 @@ def test_a_sweep_prepares_every_corpus_of_its_runs(capsys):
     sweep = str(ROOT / "configs" / "sweeps" / "quickstart.yaml")
     assert script("prepare").main([sweep, "--axes.data.vocab_size=[512, 1024]", "--points=[]", "--print-config"]) == 0
     out = capsys.readouterr().out
-    assert out.count("source: pysource") == 2
+    assert out.count("source: python_source") == 2
     assert "vocab_size: 512" in out
     assert "vocab_size: 1024" in out
 

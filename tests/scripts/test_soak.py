@@ -17,7 +17,7 @@ SWEEP = """\
 name: ladder
 base: {base}
 axes: {{seed: [0, 1]}}
-run: {{train: {{steps: 80}}, checkpoint: {{every: 20}}, watch: {{step_seconds: 10, slow_seconds: 60}}}}
+run: {{train: {{steps: 80}}, checkpoint: {{every: 20}}, watchdog: {{step_timeout: 10, startup_timeout: 60}}}}
 threads_per_run: 1
 parallel_runs: 1
 retries: 1

@@ -28,7 +28,7 @@ def test_shipped_sweeps_plan(path, tmp_path):
     for run in runs:
         cells = rows[run.name]
         tokens = run.config.tokens
-        assert cells[6] == f"{run.config.train.micro_batch}×{run.accumulation}×{run.data_parallel}"
+        assert cells[6] == f"{run.config.train.micro_batch_size}×{run.accumulation}×{run.data_parallel}"
         assert cells[8] == f"{run.config.steps:,}"
         assert float(cells[9]) == pytest.approx(tokens * run.config.flops_per_token, rel=0.01)
         assert float(cells[10]) == pytest.approx(6 * count_parameters(run.config.model).total * tokens, rel=0.01)
@@ -102,7 +102,7 @@ def test_a_real_ladder_of_two(tmp_path):
         "--device=cpu",
         "--axes.model.size=[tiny-1k,tiny-3k]",
         "--train.tokens=8192",
-        "--evaluate.tokens=2048",
+        "--eval.tokens=2048",
         "--points=[]",
         "--data.max_bytes=2_000_000",
         f"--data.directory={tmp_path / 'corpora'}",

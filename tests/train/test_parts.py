@@ -30,7 +30,7 @@ TINY = ROOT / "configs/runs/tiny.yaml"
 
 
 def test_cosine_warms_up_peaks_and_ends() -> None:
-    schedule = ScheduleConfig(kind="cosine", warmup=0.1, final=0.1)
+    schedule = ScheduleConfig(kind="cosine", warmup_fraction=0.1, min_lr_ratio=0.1)
     curve = [lr_multiplier(schedule, step, 100) for step in range(100)]
     assert curve[:10] == pytest.approx([0.1 * (i + 1) for i in range(10)])
     assert curve[54] == pytest.approx(0.1 + 0.9 * 0.5)  # half-way between warmup and end
@@ -39,14 +39,14 @@ def test_cosine_warms_up_peaks_and_ends() -> None:
 
 
 def test_wsd_holds_then_falls_in_a_line() -> None:
-    schedule = ScheduleConfig(kind="wsd", warmup=0.1, cooldown=0.2, final=0.0)
+    schedule = ScheduleConfig(kind="wsd", warmup_fraction=0.1, cooldown_fraction=0.2, min_lr_ratio=0.0)
     curve = [lr_multiplier(schedule, step, 100) for step in range(100)]
     assert curve[10:80] == [1.0] * 70
     assert curve[80:] == pytest.approx([1 - (i + 1) / 20 for i in range(20)])
 
 
 def test_constant_and_no_warmup() -> None:
-    assert {lr_multiplier(ScheduleConfig(kind="constant", warmup=0.0), s, 7) for s in range(7)} == {1.0}
+    assert {lr_multiplier(ScheduleConfig(kind="constant", warmup_fraction=0.0), s, 7) for s in range(7)} == {1.0}
 
 
 # --------------------------------------------------------------------------------------- optimizer
@@ -151,7 +151,7 @@ def test_every_conflict_is_reported_with_both_values() -> None:
     with pytest.raises(ConfigError) as caught:
         merge_user_config(run, derive(run, 1), user, "ds.json")
     text = str(caught.value)
-    assert "ds.json: train_batch_size: 32 conflicts with 16 from the run's train.global_batch" in text
+    assert "ds.json: train_batch_size: 32 conflicts with 16 from the run's train.global_batch_size" in text
     assert "ds.json: zero_optimization.stage: 3 conflicts with 0" in text
     assert "ds.json: bf16.enabled: True conflicts with False" in text
     assert "ds.json: gradient_clipping: 0.5 conflicts with 1.0" in text
@@ -232,7 +232,7 @@ _DEAD_SERVER = """
 import sys, time
 from pathlib import Path
 from train.config import WandbConfig
-from train.tracking import Tracker
+from train.telemetry.wandb_tracker import Tracker
 begin = time.perf_counter()
 tracker = Tracker(WandbConfig(mode="online"), "name", Path(sys.argv[1]), {})
 for step in range(1000):

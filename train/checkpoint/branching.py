@@ -10,9 +10,12 @@ def trunk_problem(run: RunConfig) -> tuple[str, str] | None:
     """Return (key, message) of what keeps a run from sharing its course with longer ones, or None."""
     if run.schedule.kind != "wsd":
         return "schedule.kind", f"{run.schedule.kind} depends on the length from the start; trunks need wsd"
-    if run.schedule.warmup_steps is None and run.schedule.warmup:
+    if run.schedule.warmup_steps is None and run.schedule.warmup_fraction:
         message = "a fraction of the length, so that runs of several lengths differ from the start; trunks need"
-        return "schedule.warmup", f"{run.schedule.warmup} is {message} schedule.warmup_steps, or 0 here"
+        return (
+            "schedule.warmup_fraction",
+            f"{run.schedule.warmup_fraction} is {message} schedule.warmup_steps, or 0 here",
+        )
     return None
 
 

@@ -5,7 +5,7 @@
         rng-RANK.json                   random number generators of each process
         loop.json                       counters, loss scale, and what the training loop keeps
         manifest.json                   step, topology, and size and checksum of every file; written last
-    checkpoints/tombstone-00000300/     set aside by a rollback, never chosen
+    checkpoints/quarantine-00000300/    set aside by a rollback, never chosen
 
 The schedule and the order of the data are functions of the step, and the W&B id lies beside the checkpoints in
 `wandb-id.txt`, so the step restores all three. Weights of the forward pass are the fp32 weights rounded, as after any
@@ -29,8 +29,8 @@ from model.transformer import parameter_shapes
 from train.checkpoint.branching import branch_point
 from train.checkpoint.fragments import fragments, refresh_weights, release_weights, scalars, set_scalars
 from train.checkpoint.manifest import (
+    QUARANTINE,
     STEP,
-    TOMBSTONE,
     CheckpointError,
     Checksums,
     NotSaved,
@@ -113,19 +113,19 @@ def save(engine: Any, run: RunConfig, run_dir: Path, step: int, extra: dict[str,
         raise NotSaved(f"{final}: cannot be written: {error}; {way_out}") from None
 
 
-def tombstone(run_dir: Path, after: int, topology: Topology) -> None:
+def quarantine(run_dir: Path, after: int, topology: Topology) -> None:
     """Rename the checkpoints of later steps than `after`, so that they are never chosen; every process must call this.
 
-    They stay as `checkpoints/tombstone-STEP` until the run has saved a checkpoint of their step or a later one.
+    They stay as `checkpoints/quarantine-STEP` until the run has saved a checkpoint of their step or a later one.
     """
 
     def rename() -> None:
         folder = run_dir / "checkpoints"
         for path in newest_first(folder):
             if step_of(path) > after:
-                grave = path.with_name(f"{TOMBSTONE}{step_of(path):08d}")
-                shutil.rmtree(grave, ignore_errors=True)
-                path.rename(grave)
+                aside = path.with_name(f"{QUARANTINE}{step_of(path):08d}")
+                shutil.rmtree(aside, ignore_errors=True)
+                path.rename(aside)
                 sync_directory(folder)
 
     _together(rename, topology.is_main)

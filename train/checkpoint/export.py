@@ -119,7 +119,9 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     for path in newest_first(folder):
         there.setdefault(step_of(path), path)
     if not there:
-        raise CheckpointError(f"{folder}: there are no checkpoints; train with --checkpoint.every=STEPS to have some")
+        raise CheckpointError(
+            f"{folder}: there are no checkpoints; train with --checkpoint.interval=STEPS to have some"
+        )
     if step is not None and step not in there:
         steps = ", ".join(str(s) for s in sorted(there))
         raise CheckpointError(f"{folder}: there is no checkpoint of step {step}; there are those of {steps}")

@@ -15,7 +15,7 @@ from data.files import sha256, sync_directory, write_json
 from train.exit_codes import RunEnded, Status
 
 MANIFEST = "manifest.json"
-STEP, TOMBSTONE = "step-", "tombstone-"
+STEP, QUARANTINE = "step-", "quarantine-"
 """Beginnings of the names of checkpoints, and of those that a rollback has set aside."""
 REPLACED = ".replaced"
 """End of the name of a checkpoint while another of its step takes its place."""
@@ -134,7 +134,7 @@ def put_in_place(aside: Path, final: Path) -> None:
 
 
 def prune(folder: Path, keep: int, points: Sequence[int] = (), reach: int = 0) -> None:
-    """Delete old checkpoints, tombstones that were passed, and what crashes left.
+    """Delete old checkpoints, quarantined ones that were passed, and what crashes left.
 
     Whole checkpoints of the steps `points` stay, and the `keep` newest others with those before them back to one at
     least `reach` steps older than the newest, so that a rollback always finds it.
@@ -147,7 +147,7 @@ def prune(folder: Path, keep: int, points: Sequence[int] = (), reach: int = 0) -
             discard(path)
         elif damage(path, contents=False) is None:  # a damaged one is no reason to delete one before it
             kept.add(step)
-    for path in folder.glob(f"{TOMBSTONE}*"):
+    for path in (*folder.glob(f"{QUARANTINE}*"), *folder.glob("tombstone-*")):  # the second is their name before 0.2
         if kept and step_of(path) <= max(kept):
             discard(path)
     for path in folder.glob(".*"):  # what crashes left

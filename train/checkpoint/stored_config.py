@@ -12,8 +12,8 @@ from train.checkpoint.manifest import newest_first
 from train.config import RunConfig, load_run
 
 # Keys that may change between a run and its continuation: they do not decide the curve.
-_TOPOLOGY = ("parallel", "train.micro_batch", "train.activation_checkpointing", "train.compile")
-FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watch", "data.directory", *_TOPOLOGY)
+_TOPOLOGY = ("parallel", "train.micro_batch_size", "train.activation_checkpointing", "train.compile")
+FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watchdog", "data.directory", *_TOPOLOGY)
 
 
 def store_config(run: RunConfig, run_dir: Path) -> None:
@@ -44,7 +44,7 @@ def require_unchanged(runs: Sequence[tuple[RunConfig, Path]]) -> None:
         raise ConfigError([*problems, Problem(str(runs[0][1].parent), "", way_out)])
 
 
-def require_same_course(run: RunConfig, run_dir: Path) -> None:
+def require_same_prefix(run: RunConfig, run_dir: Path) -> None:
     """Refuse to branch off from a run that was another one until then, unless it has been done already.
 
     Raises:

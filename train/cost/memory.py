@@ -102,7 +102,7 @@ class _States:
 def _states(run: RunConfig, parameters: int, replicas: int, bucket: int, largest: int) -> _States:
     """Return the states of the engine that `train/engine/engine.py` gets for this precision and ZeRO stage."""
     e, p, part = ELEMENT[run.precision], parameters, -(-parameters // replicas)
-    several = run.train.global_batch > run.train.micro_batch * replicas
+    several = run.train.global_batch_size > run.train.micro_batch_size * replicas
     offloads = run.parallel.offload_optimizer
     sent = min(p, bucket)
     if run.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
@@ -160,7 +160,7 @@ def stage_parameters(
     Under tensor parallelism the matrices of the blocks are split; norms and the biases of the two output projections
     are not. Embedding and readout are split over `vocabulary_parallel` devices: 1 here, all of them in Megatron-LM.
     """
-    one = count_parameters(replace(config, n_layer=1, tied=False))
+    one = count_parameters(replace(config, n_layer=1, tie_embeddings=False))
     final_norm = config.d_model * (2 if config.norm == "layernorm" and config.bias else 1)
     whole = one.norms - final_norm + (2 * config.d_model if config.bias else 0)
     block = (one.attention + one.mlp + one.norms - final_norm - whole) // tensor_parallel + whole
@@ -169,7 +169,7 @@ def stage_parameters(
         total += one.embedding // vocabulary_parallel + one.positions
     if stage == stages - 1:
         total += final_norm
-        total += 0 if config.tied and stages == 1 else one.readout // vocabulary_parallel
+        total += 0 if config.tie_embeddings and stages == 1 else one.readout // vocabulary_parallel
     return total
 
 
@@ -189,9 +189,9 @@ def stage_memory(
     section 2.2).
     """
     model, train = run.model, run.train
-    e, tokens = ELEMENT[run.precision], train.micro_batch * train.sequence_length
+    e, tokens = ELEMENT[run.precision], train.micro_batch_size * train.sequence_length
     stages, tensor_parallel = run.parallel.pipeline_stages, run.parallel.tensor_parallel
-    micro_batches = max(1, train.global_batch // (train.micro_batch * replicas))
+    micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * replicas))
     in_flight = min(stages - stage, micro_batches)
     block = block_activations(model, tokens, e, train.compile, tensor_parallel)
     kept = recompute_activations(model, tokens, e) if train.activation_checkpointing else block

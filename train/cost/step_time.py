@@ -64,7 +64,7 @@ class Volume:
 
 
 @dataclass(frozen=True)
-class Step:
+class StepTime:
     """Seconds of one optimizer step, each part on the slowest pipeline stage."""
 
     compute: float
@@ -96,7 +96,7 @@ class Prediction:
     memory: tuple[Memory, ...]
     """One device of each pipeline stage."""
     volume: Volume
-    step: Step
+    step: StepTime
     bubble: float
     """(p - 1) / (m + p - 1) for p stages and m micro-batches: the share of a pipeline's time that it waits."""
     mfu: float
@@ -157,8 +157,8 @@ def predict(run: RunConfig, cluster: Cluster, vocabulary_parallel: int = 1) -> P
     model, train, e = run.model, run.train, ELEMENT[run.precision]
     stages, tensor_parallel, gpu = run.parallel.pipeline_stages, run.parallel.tensor_parallel, cluster.gpu
     replicas = replicas_of(run, cluster.devices)
-    micro_batches = train.global_batch // (train.micro_batch * replicas)
-    tokens = train.micro_batch * train.sequence_length
+    micro_batches = train.global_batch_size // (train.micro_batch_size * replicas)
+    tokens = train.micro_batch_size * train.sequence_length
     parameters = max(
         stage_parameters(model, stages, stage, tensor_parallel, vocabulary_parallel) for stage in range(stages)
     )
@@ -204,7 +204,7 @@ def predict(run: RunConfig, cluster: Cluster, vocabulary_parallel: int = 1) -> P
     updated = 2 * max(m.optimizer for m in memory) / (MEMORY_EFFICIENCY * gpu.memory_bandwidth)
     if run.parallel.offload_optimizer:
         updated = 2 * max(m.host for m in memory) / (MEMORY_EFFICIENCY * HOST_MEMORY)
-    step = Step(
+    step = StepTime(
         compute=micro_batches * compute,
         bubble=(stages - 1) * (compute + between_stages + over_tensor),
         pipeline=micro_batches * between_stages,
@@ -251,7 +251,7 @@ def alternatives(run: RunConfig, cluster: Cluster) -> list[tuple[RunConfig, Pred
         candidate = replace(
             run,
             parallel=parallel,
-            train=replace(run.train, micro_batch=micro, activation_checkpointing=recompute),
+            train=replace(run.train, micro_batch_size=micro, activation_checkpointing=recompute),
         )
         if any(check(candidate)) or obstacle(candidate, cluster.devices) is not None:
             continue

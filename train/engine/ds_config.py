@@ -20,9 +20,9 @@ def derive(run: RunConfig, data_parallel: int) -> Tree:
     # DeepSpeed would round what has been summed in fp32 to bf16 between replicas.
     sums = run.train.gradient_dtype if run.precision == "bf16" else run.precision
     tree: Tree = {
-        "train_batch_size": run.train.global_batch,
-        "train_micro_batch_size_per_gpu": run.train.micro_batch,
-        "gradient_accumulation_steps": run.train.global_batch // (run.train.micro_batch * data_parallel),
+        "train_batch_size": run.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": run.train.micro_batch_size,
+        "gradient_accumulation_steps": run.train.global_batch_size // (run.train.micro_batch_size * data_parallel),
         "gradient_clipping": 0.0 if clips_itself else run.optimizer.gradient_clipping,
         "zero_optimization": {"stage": stage},
         "bf16": {"enabled": run.precision == "bf16"},
@@ -96,9 +96,9 @@ _REFUSED = {
 }
 
 _OUR_KEYS = {
-    "train_batch_size": "train.global_batch",
-    "train_micro_batch_size_per_gpu": "train.micro_batch",
-    "gradient_accumulation_steps": "train.global_batch / (train.micro_batch x data-parallel ranks)",
+    "train_batch_size": "train.global_batch_size",
+    "train_micro_batch_size_per_gpu": "train.micro_batch_size",
+    "gradient_accumulation_steps": "train.global_batch_size / (train.micro_batch_size x data-parallel ranks)",
     "gradient_clipping": "optimizer.gradient_clipping",
     "communication_data_type": "precision and train.gradient_dtype",
     "zero_optimization.stage": "parallel.zero_stage",
@@ -120,7 +120,7 @@ def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) ->
     # What a user would write, where `derived` holds something else.
     expected = derived | {
         "gradient_clipping": run.optimizer.gradient_clipping,
-        "train_batch_size": run.train.global_batch,
+        "train_batch_size": run.train.global_batch_size,
         "zero_optimization": {"offload_optimizer": {"device": "none"}} | derived["zero_optimization"],
     }
     problems = []

@@ -19,6 +19,6 @@ def lr_multiplier(schedule: ScheduleConfig, step: int, steps: int) -> float:
     if schedule.kind == "wsd":
         start = schedule.cooldown_start(steps)
         progress = (step + 1 - start) / (steps - start) if start < steps else 0.0
-        return 1.0 - (1.0 - schedule.final) * max(0.0, progress)
+        return 1.0 - (1.0 - schedule.min_lr_ratio) * max(0.0, progress)
     progress = (step + 1 - warmup) / max(1, steps - warmup)
-    return schedule.final + (1.0 - schedule.final) * 0.5 * (1.0 + math.cos(math.pi * progress))
+    return schedule.min_lr_ratio + (1.0 - schedule.min_lr_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress))

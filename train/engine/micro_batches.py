@@ -17,14 +17,16 @@ def training_batches(mixture: Mixture, run: RunConfig, step: int, topology: Topo
     """Yield the micro-batches of optimizer step `step` (from 0) for this process's replica.
 
     The global batch is a function of (seed, step) alone. Micro-batch k of replica r takes the k-th stretch of
-    `micro_batch` rows among those of all replicas, so that one replica that accumulates sees the same rows in the
+    `micro_batch_size` rows among those of all replicas, so that one replica that accumulates sees the same rows in the
     same groups as several replicas side by side.
     """
-    size, replicas = run.train.micro_batch, topology.data_parallel
-    for k in range(run.train.global_batch // (size * replicas)):
+    size, replicas = run.train.micro_batch_size, topology.data_parallel
+    for k in range(run.train.global_batch_size // (size * replicas)):
         start = (k * replicas + topology.replica) * size
         rows = slice(start, start + size)
-        yield _split(training_windows(mixture, run.seed, step, run.train.global_batch, run.train.sequence_length, rows))
+        yield _split(
+            training_windows(mixture, run.seed, step, run.train.global_batch_size, run.train.sequence_length, rows)
+        )
 
 
 def validation_batches(windows: Windows, run: RunConfig, topology: Topology) -> tuple[list[MicroBatch], float]:
@@ -33,7 +35,7 @@ def validation_batches(windows: Windows, run: RunConfig, topology: Topology) -> 
     The last micro-batches are filled up with rows whose targets do not count, so that every replica runs as many
     micro-batches of one shape; the factor undoes the zeros that they add to the mean.
     """
-    size, replicas = run.train.micro_batch, topology.data_parallel
+    size, replicas = run.train.micro_batch_size, topology.data_parallel
     per_replica = -(-len(windows) // (size * replicas))
     padded = np.full((per_replica * size * replicas, windows.sequence_length + 1), IGNORE, dtype=np.int64)
     padded[: len(windows)] = windows[:]

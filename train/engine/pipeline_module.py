@@ -20,13 +20,13 @@ def _tied_readout(embedding: Embedding, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
 def _layers(config: ModelConfig) -> list[tuple[str, LayerSpec]]:
     """List the layers in order, each with its name in `GPT`."""
     layers = [("embedding", LayerSpec(Embedding, config))]
-    if config.tied:
+    if config.tie_embeddings:
         layers = [("embedding", TiedLayerSpec("embedding", Embedding, config, tied_weight_attr="weight"))]
     if config.positions == "learned":
         layers.append(("positions", LayerSpec(Positions, config)))
     layers += [(f"blocks.{i}", LayerSpec(Block, config)) for i in range(config.n_layer)]
     layers.append(("norm", LayerSpec(FinalNorm, config)))
-    if config.tied:
+    if config.tie_embeddings:
         last = TiedLayerSpec("embedding", Embedding, config, forward_fn=_tied_readout, tied_weight_attr="weight")
         return [*layers, ("embedding", last)]
     return [*layers, ("readout", LayerSpec(Readout, config))]
@@ -42,7 +42,7 @@ def build_pipeline(config: ModelConfig, stages: int, train: TrainConfig) -> Pipe
         activation_checkpoint_interval=int(train.activation_checkpointing),
         checkpointable_layers=["Block"],
     )
-    if config.tied and module.stage_id > 0:
+    if config.tie_embeddings and module.stage_id > 0:
         for parameter in module.tied_modules.parameters():
             parameter.is_tied_copy = True
     if train.compile:

@@ -23,12 +23,12 @@ class Validation:
     """The validation windows of every component of a run, and this replica's batches of them."""
 
     def __init__(self, mixture: Mixture, run: RunConfig, topology: Topology) -> None:
-        """Read `evaluate.tokens` tokens of each component."""
+        """Read `eval.tokens` tokens of each component."""
         self.weights = {component.name: component.weight for component in mixture.components}
         self.windows: dict[str, Windows] = {}
         self.bytes_per_token: dict[str, float] = {}
         for name, corpus in ((component.name, component.corpus) for component in mixture.components):
-            windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
+            windows = validation_windows(corpus, run.train.sequence_length, run.eval.tokens)
             self.windows[name] = windows
             self.bytes_per_token[name] = target_bytes(corpus, windows) / (len(windows) * windows.sequence_length)
         self._topology = topology

@@ -38,7 +38,7 @@ def show_table(table: Table) -> None:
     out.print(table, crop=False)
 
 
-class Progress:
+class SweepProgress:
     """Shows the states of all runs; `update` may be called as often as one likes."""
 
     def __init__(self, plan: Plan) -> None:

@@ -22,13 +22,13 @@ class Job:
     """The run's directory, which holds its config.yaml; None when no run follows and the worker is to end."""
 
 
-def hand_over(worker: Path, job: Job) -> None:
+def enqueue(worker: Path, job: Job) -> None:
     """Give the worker in directory `worker` its next job."""
     run_dir = None if job.run_dir is None else str(job.run_dir.resolve())
     write_json(worker / "job.json", {"number": job.number, "run_dir": run_dir})
 
 
-def handed_over(worker: Path) -> Job | None:
+def current_job(worker: Path) -> Job | None:
     """Return the newest job of a worker, or None where there is none to be read."""
     try:
         job = json.loads((worker / "job.json").read_text(encoding="utf-8"))
@@ -37,7 +37,7 @@ def handed_over(worker: Path) -> Job | None:
         return None
 
 
-def report_done(worker: Path, number: int) -> None:
+def mark_done(worker: Path, number: int) -> None:
     """Say that the runs up to the one of this number are done."""
     write_json(worker / "done.json", {"number": number})
 

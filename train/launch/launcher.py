@@ -10,7 +10,7 @@ from pathlib import Path
 
 from train.distributed.ports import ReservedPort
 from train.launch.devices import Devices, Slot, is_local
-from train.launch.job_queue import Job, hand_over, jobs_done, report_done
+from train.launch.job_queue import Job, enqueue, jobs_done, mark_done
 from train.launch.srun import step_command
 from train.supervision.processes import MARK
 
@@ -107,7 +107,7 @@ def _users_lines() -> list[str]:
 
 @dataclass(eq=False)
 class Worker:
-    """One launch, which trains one run after another (`train.worker`)."""
+    """One launch, which trains one run after another (`train.launch.worker`)."""
 
     directory: Path
     processes: int
@@ -125,10 +125,10 @@ class Worker:
         """What the launcher prints, and the worker before its first run."""
         return self.directory / "log.txt"
 
-    def hand_over(self, run_dir: Path | None) -> None:
+    def enqueue(self, run_dir: Path | None) -> None:
         """Hand over the next run, or None to let the worker end."""
         self.handed += 1
-        hand_over(self.directory, Job(self.handed, run_dir))
+        enqueue(self.directory, Job(self.handed, run_dir))
         if run_dir is None:
             self.ending_since = time.monotonic()
 
@@ -149,7 +149,7 @@ def start_worker(
     directory: Path, processes: int, slot: Slot, port: ReservedPort, command: list[str], devices: Devices
 ) -> Worker:
     """Run `command` on a slot; `directory` is the worker's, and empty."""
-    report_done(directory, 0)
+    mark_done(directory, 0)
     with (directory / "log.txt").open("wb") as log:
         process = subprocess.Popen(
             command,

@@ -184,7 +184,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
             short_count(counts.readout_matrix),
             short_count(config.tokens),
             f"{config.tokens / counts.total:.3g}",
-            f"{config.train.micro_batch}×{run.accumulation}×{run.data_parallel}",
+            f"{config.train.micro_batch_size}×{run.accumulation}×{run.data_parallel}",
             f"{config.optimizer.lr:.3g}",
             f"{config.steps:,}",
             f"{config.flops:.2e}",
@@ -271,7 +271,7 @@ def _memory_line(plan: Plan) -> str:
     have = None if plan.devices.hostfile is not None else local_gpu_memory()
     if have is None or peaks[largest] <= USABLE * have:
         return line
-    way_out = "lower train.micro_batch" + (" or runs_per_gpu" if share > 1 else "")
+    way_out = "lower train.micro_batch_size" + (" or runs_per_gpu" if share > 1 else "")
     too_large = ", ".join(name for name, peak in peaks.items() if peak > USABLE * have)
     return f"{line}\nwarning    GPUs of {have / GIB:.0f} GiB are too small for {too_large}: {way_out}"
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from configs.run_record import complete_record
 from train.launch.events import last_failures
-from train.launch.job_queue import handed_over
+from train.launch.job_queue import current_job
 from train.supervision.processes import marked_processes
 from train.sweep.run import Run
 from train.telemetry.metrics import parse_row
@@ -58,7 +58,7 @@ def read_state(run: Run, running: bool, failure: str | None, unneeded: str | Non
 def read_states(runs: tuple[Run, ...], unneeded: Mapping[str, str] | None = None) -> dict[str, RunState]:
     """Read the states of all runs of a sweep, by name; of those `unneeded`, given with the reason, say so."""
     unneeded = unneeded or {}
-    jobs = [handed_over(worker) for worker in {worker for _, worker in marked_processes()}]
+    jobs = [current_job(worker) for worker in {worker for _, worker in marked_processes()}]
     alive = {job.run_dir for job in jobs if job is not None}
     failures = last_failures(runs[0].directory.parent)
     return {

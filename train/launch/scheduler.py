@@ -18,14 +18,14 @@ from data.files import only_process, require_writable
 from train.checkpoint.branching import branch_point
 from train.checkpoint.stored_config import require_unchanged, store_config
 from train.distributed.ports import reserve_port
-from train.exit_codes import HOPELESS, MEANING, Status
+from train.exit_codes import DESCRIPTIONS, NOT_RETRYABLE, Status
 from train.launch.devices import Pool, Slot
-from train.launch.display import Progress
+from train.launch.display import SweepProgress
 from train.launch.events import last_failures, last_meaningful_lines, note_event
 from train.launch.launcher import Worker, deepspeed_program, launch_command, start_worker
 from train.launch.plan import Plan
 from train.launch.run_state import RunState, checkpoint_step, read_state
-from train.supervision.heartbeat import Listener, forget_beats, hung_ranks
+from train.supervision.heartbeat import HeartbeatReader, forget_beats, hung_ranks
 from train.supervision.processes import processes_of, start_guard, stop
 from train.sweep.run import Run
 from train.sweep.trunk import start_of
@@ -52,7 +52,7 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SweepOutcome:
     """How a sweep ended."""
 
     states: dict[str, RunState]
@@ -73,7 +73,7 @@ class _Attempt:
     """Where its part of log.txt begins, in bytes."""
     launcher_log_start: int
     """Where its part of the worker's log begins, in bytes."""
-    listener: Listener
+    listener: HeartbeatReader
     """Hears its ranks."""
 
 
@@ -96,7 +96,7 @@ def run_sweep(
     command: Command | None = None,
     completed: Callable[[], None] = lambda: None,
     unneeded: Callable[[], Mapping[str, str]] = dict,
-) -> Outcome:
+) -> SweepOutcome:
     """Run what is not complete, in the order of the plan; return when every run has ended or is not needed.
 
     A run that fails leaves the others alone. SIGINT, SIGTERM and SIGHUP end all of them, a second one at once; if this
@@ -129,11 +129,11 @@ def run_sweep(
         waiting = [run for run in plan.order() if complete_record(run.directory) is None]
         skipped = unneeded()
         if all(run.name in skipped for run in waiting):
-            return Outcome(_states(plan, set(), skipped), [], None)
+            return SweepOutcome(_states(plan, set(), skipped), [], None)
         prepare()
         guard = start_guard(directory, sweep.config.grace_seconds)
         try:
-            with _interrupts() as interrupts, Progress(plan) as progress:
+            with _interrupts() as interrupts, SweepProgress(plan) as progress:
                 scheduler = _Scheduler(plan, command, completed, unneeded, skipped, progress, interrupts)
                 return scheduler.run(waiting)
         finally:
@@ -173,7 +173,7 @@ class _Scheduler:
         completed: Callable[[], None],
         unneeded: Callable[[], Mapping[str, str]],
         skipped: Mapping[str, str],
-        progress: Progress,
+        progress: SweepProgress,
         interrupts: _Interrupts,
     ) -> None:
         self.plan, self.command, self.completed, self.ask = plan, command, completed, unneeded
@@ -186,7 +186,7 @@ class _Scheduler:
         self.attempts: dict[str, int] = {}
         self.failures: list[Failure] = []
 
-    def run(self, waiting: list[Run]) -> Outcome:
+    def run(self, waiting: list[Run]) -> SweepOutcome:
         waiting = list(waiting)
         while (self._needed(waiting) or self.workers) and not self.interrupts:
             waiting = self._with_hope(waiting)
@@ -196,7 +196,7 @@ class _Scheduler:
                     waiting.remove(run)
                     self._hand_over(run, worker)
             for worker in self._idle_workers():  # no run that waits is for them
-                worker.hand_over(None)
+                worker.enqueue(None)
             time.sleep(_POLL)
             for worker in list(self.workers):
                 run_again = self._look_after(worker)
@@ -208,7 +208,7 @@ class _Scheduler:
             self._stop_all()
         else:
             self._tell_unneeded(waiting)
-        return Outcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
+        return SweepOutcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
 
     def _needed(self, waiting: list[Run]) -> list[Run]:
         """Return the runs that are needed, or whose branches are."""
@@ -278,9 +278,9 @@ class _Scheduler:
             log.flush()
             start = log.tell()
         forget_beats(run.directory)
-        listener = Listener(run.directory, range(run.devices), run.config.watch.slow_seconds)
+        listener = HeartbeatReader(run.directory, range(run.devices), run.config.watchdog.startup_timeout)
         self.running[worker] = _Attempt(run, number, time.monotonic(), start, worker.log.stat().st_size, listener)
-        worker.hand_over(run.directory)
+        worker.enqueue(run.directory)
         details = {"attempt": number, "port": worker.port.number, "pid": worker.process.pid, "warm": worker.handed > 1}
         note_event(self.config.directory, run.name, "started", **details)
         where = "; ".join(f"{host} {','.join(map(str, numbers))}" for host, numbers in worker.slot.devices)
@@ -326,7 +326,7 @@ class _Scheduler:
         reason = hung or _reason(code)
         reason += f": {lines[-1]}" if code > 0 and lines and not hung else ""
         note_event(self.config.directory, run.name, "failed", code=code, reason=reason, seconds=seconds)
-        again = code not in HOPELESS and attempt.number <= self.config.retries
+        again = code not in NOT_RETRYABLE and attempt.number <= self.config.retries
         self.progress.say(f"{run.name}: failed, {reason}" + ("; launching it again" if again else ""))
         if not again:
             self.failures.append(Failure(run, reason, lines))
@@ -378,8 +378,8 @@ def _reason(code: int) -> str:
         return f"killed by {signal.Signals(-code).name}"
     if code in _RANK_KILLED:
         return f"a rank was killed by {_RANK_KILLED[code]}"
-    if code in MEANING and code != Status.CRASHED:
-        return f"exit status {code}, {MEANING[Status(code)]}"
+    if code in DESCRIPTIONS and code != Status.CRASHED:
+        return f"exit status {code}, {DESCRIPTIONS[Status(code)]}"
     return f"exit status {code}"
 
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from train.config import load_run
 from train.distributed.topology import connect, launched_topology
-from train.launch.job_queue import Job, handed_over, report_done
+from train.launch.job_queue import Job, current_job, mark_done
 from train.run import run_job
 
 _POLL = 0.05  # seconds
@@ -33,7 +33,7 @@ def serve(directory: Path) -> int:
     first = _wait_for_job(directory, done=0)
     if first.run_dir is None:
         return 0
-    connect(topology, load_run(first.run_dir / "config.yaml").watch.slow_seconds)
+    connect(topology, load_run(first.run_dir / "config.yaml").watchdog.startup_timeout)
     done = 0
     while (job := _next_job(directory, done)).run_dir is not None:
         _print_to(job.run_dir / "log.txt")
@@ -44,7 +44,7 @@ def serve(directory: Path) -> int:
         dist.barrier()  # done is what every process has finished
         done = job.number
         if topology.is_main:
-            report_done(directory, done)
+            mark_done(directory, done)
     return 0
 
 
@@ -58,7 +58,7 @@ def _next_job(directory: Path, done: int) -> Job:
 
 def _wait_for_job(directory: Path, done: int) -> Job:
     deadline = time.monotonic() + _PATIENCE
-    while (job := handed_over(directory)) is None or job.number <= done:
+    while (job := current_job(directory)) is None or job.number <= done:
         if time.monotonic() > deadline:
             return Job(done + 1, None)
         time.sleep(_POLL)

@@ -96,7 +96,7 @@ class SpikeState:
         return cls(**plain)
 
 
-def judge(
+def detect_spike(
     state: SpikeState, step: int, loss: float, grad_norm: float, config: SpikeConfig
 ) -> tuple[SpikeState, Verdict]:
     """Judge one step and return the detector's next state with the verdict. A pure function.
@@ -157,11 +157,11 @@ def _follow(state: SpikeState, reading: Reading, config: SpikeConfig) -> tuple[S
     near = state.recent[-config.span :]
     if sum(_loss_outlier(r, config) and r.rise > config.severe_rise for r in near) >= config.loss_count:
         return _give_up(state, reading.step, state.onset, _describe(reading), config)
-    calm = [r for r in near if r.step > state.alarm and r.loss_z < config.calm_z]
+    calm = [r for r in near if r.step > state.alarm and r.loss_z < config.recovery_z]
     if len(calm) >= config.span and 4 * len(_drifting(state, config)) < config.drift_span:
         over = replace(state, onset=None, alarm=None)
         return over, Verdict(Kind.TRANSIENT, reading.step, state.onset, _describe(reading))
-    if reading.step - state.alarm >= config.grace:
+    if reading.step - state.alarm >= config.patience:
         return _give_up(state, reading.step, state.onset, _describe(reading), config)
     far = _loss_outlier(reading, config) or reading.norm_z > config.norm_z
     return state, Verdict(Kind.OUTLIER if far else Kind.OK, reading.step, state.onset, _describe(reading))

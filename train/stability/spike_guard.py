@@ -17,11 +17,11 @@ from torch import Tensor
 
 from train.config import RunConfig
 from train.distributed.topology import uses_gpu
-from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, judge
+from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, detect_spike
 
 
 @dataclass(frozen=True)
-class Course:
+class RecoveryState:
     """How a run came to where it is."""
 
     detector: SpikeState = field(default_factory=SpikeState)
@@ -44,8 +44,8 @@ class Course:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_json(cls, content: dict[str, Any]) -> "Course":
-        """Return the course that `to_json` described; the start of one where it is empty."""
+    def from_json(cls, content: dict[str, Any]) -> "RecoveryState":
+        """Return the state that `to_json` described; the start of one where it is empty."""
         if not content:
             return cls()
         skips = tuple((first, batches) for first, batches in content["skips"])
@@ -57,7 +57,7 @@ class Course:
         """Return what the record says: whether anything altered the run, and what."""
         in_spike = self.detector.onset is not None
         return {
-            "tainted": self != Course(self.detector, unlogged=self.unlogged) or in_spike,
+            "tainted": self != RecoveryState(self.detector, unlogged=self.unlogged) or in_spike,
             "rollbacks": self.attempt - 1,
             "skipped_tokens": sum(batches for _, batches in self.skips) * tokens_per_step,
             "skipped_updates": self.lost_updates,
@@ -87,9 +87,9 @@ class SpikeGuard:
     depends on the delay, because a rollback counts from the step that was judged.
     """
 
-    def __init__(self, run: RunConfig, course: Course) -> None:
-        """Go on with a run on its `course`."""
-        self.run, self.course = run, course
+    def __init__(self, run: RunConfig, recovery: RecoveryState) -> None:
+        """Go on with a run from the state of its recovery."""
+        self.run, self.recovery = run, recovery
         self._queued: list[_Measured] = []
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor | float, now: bool) -> list[Verdict]:
@@ -119,20 +119,20 @@ class SpikeGuard:
 
     def take_loss_mean(self) -> float | None:
         """Return the mean loss since the last call, over steps judged and finite; None where there were none."""
-        total, steps = self.course.unlogged
-        self.course = replace(self.course, unlogged=(0.0, 0))
+        total, steps = self.recovery.unlogged
+        self.recovery = replace(self.recovery, unlogged=(0.0, 0))
         return total / steps if steps else None
 
     def _judge(self, measured: _Measured) -> Verdict | None:
         loss, grad_norm = measured.values()
         if math.isfinite(loss):
-            total, steps = self.course.unlogged
-            self.course = replace(self.course, unlogged=(total + loss, steps + 1))
+            total, steps = self.recovery.unlogged
+            self.recovery = replace(self.recovery, unlogged=(total + loss, steps + 1))
         if self.run.precision == "fp16" and math.isfinite(loss) and not math.isfinite(grad_norm):
             return None  # the loss scaler is looking for its scale
-        detector, verdict = judge(self.course.detector, measured.step, loss, grad_norm, self.run.spikes)
-        lost = self.course.lost_updates + (verdict.kind is Kind.HARD)
-        self.course = replace(self.course, detector=detector, lost_updates=lost)
+        detector, verdict = detect_spike(self.recovery.detector, measured.step, loss, grad_norm, self.run.spikes)
+        lost = self.recovery.lost_updates + (verdict.kind is Kind.HARD)
+        self.recovery = replace(self.recovery, detector=detector, lost_updates=lost)
         return verdict
 
 
@@ -140,7 +140,7 @@ class SpikeGuard:
 class Rollback:
     """The end of an attempt: a spike that did not pass."""
 
-    course: Course
+    recovery: RecoveryState
     """Up to the spike."""
     verdict: Verdict
 
@@ -149,23 +149,23 @@ class Rollback:
         assert self.verdict.onset is not None
         return max(0, self.verdict.onset - 1 - margin)
 
-    def next_course(self, step: int, there: Course) -> Course:
-        """Return the course of the next attempt.
+    def next_attempt(self, step: int, there: RecoveryState) -> RecoveryState:
+        """Return the recovery of the next attempt.
 
         The batches up to the verdict are left out; twice as many for each rollback that is counted before this one.
 
         Args:
             step: optimizer steps done where it begins.
-            there: the course when they were done, `Course()` at the start of the run.
+            there: the state when they were done, `RecoveryState()` at the start of the run.
         """
-        course, verdict = self.course, self.verdict
+        recovery, verdict = self.recovery, self.verdict
         assert verdict.onset is not None
-        repeats = len(course.detector.rollbacks) - 1
-        batches = (course.data_step(verdict.step) - course.data_step(step)) * 2**repeats
-        return Course(
-            detector=after_rollback(there.detector, course.detector, verdict.onset),
-            skips=(*(skip for skip in course.skips if skip[0] <= step), (step, batches)),
-            attempt=course.attempt + 1,
+        repeats = len(recovery.detector.rollbacks) - 1
+        batches = (recovery.data_step(verdict.step) - recovery.data_step(step)) * 2**repeats
+        return RecoveryState(
+            detector=after_rollback(there.detector, recovery.detector, verdict.onset),
+            skips=(*(skip for skip in recovery.skips if skip[0] <= step), (step, batches)),
+            attempt=recovery.attempt + 1,
             lost_updates=there.lost_updates,
             unlogged=there.unlogged,
         )

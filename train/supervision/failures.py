@@ -73,10 +73,10 @@ def known_failures(run: RunConfig, data_parallel: int) -> Iterator[None]:
 def memory_advice(run: RunConfig, data_parallel: int) -> str:
     """Return the ways to need less memory that leave the loss curve as it is, the cheapest first."""
     ways = []
-    share = run.train.global_batch // data_parallel
-    smaller = [m for m in range(1, run.train.micro_batch) if share % m == 0]
+    share = run.train.global_batch_size // data_parallel
+    smaller = [m for m in range(1, run.train.micro_batch_size) if share % m == 0]
     if smaller:
-        ways.append(f"--train.micro_batch={smaller[-1]} (now {run.train.micro_batch}; gradients accumulate)")
+        ways.append(f"--train.micro_batch_size={smaller[-1]} (now {run.train.micro_batch_size}; gradients accumulate)")
     if not run.train.activation_checkpointing:
         ways.append("--train.activation_checkpointing=true")
     stages, parts, zero = run.parallel.pipeline_stages, run.parallel.tensor_parallel, run.zero_stage

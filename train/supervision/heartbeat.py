@@ -18,7 +18,7 @@ from typing import Self
 
 import psutil
 
-from train.config import WatchConfig
+from train.config import WatchdogConfig
 
 _FOLDER = ".heartbeat"
 _SLOWER = 10
@@ -28,7 +28,7 @@ _SELDOM = 0.5
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """What a rank last said."""
 
     rank: int
@@ -53,10 +53,10 @@ class Beat:
         return f"rank {self.rank} ({where}) has been {self.phase} after step {self.step} for over {self.limit:.0f} s"
 
 
-class Heart:
+class HeartbeatWriter:
     """Writes the beats of one rank; a context manager, after which nobody waits for it."""
 
-    def __init__(self, run_dir: Path, rank: int, config: WatchConfig) -> None:
+    def __init__(self, run_dir: Path, rank: int, config: WatchdogConfig) -> None:
         """Begin with the phase `starting`."""
         self._rank, self._config = rank, config
         self._path = _beat_file(run_dir, rank)
@@ -75,16 +75,16 @@ class Heart:
         self._step_began = time.monotonic()
         self._steps += 1
         if self._steps == 1:  # compiles, and fills caches
-            self._write("training", done, self._config.slow_seconds)
+            self._write("training", done, self._config.startup_timeout)
         elif self._steps == 2 or not self._in_step or self._step_began - self._written > _SELDOM:
-            self._write("training", done, max(self._config.step_seconds, self._longest))
+            self._write("training", done, max(self._config.step_timeout, self._longest))
         self._in_step = True
 
     def begin(self, phase: str, done: int) -> None:
         """Say that something other than a step begins."""
         self._end_step()
         self._in_step = False
-        self._write(phase, done, self._config.slow_seconds)
+        self._write(phase, done, self._config.startup_timeout)
 
     def _end_step(self) -> None:
         if self._in_step:
@@ -93,7 +93,7 @@ class Heart:
 
     def _write(self, phase: str, done: int, limit: float) -> None:
         self._written = time.monotonic()
-        beat = Beat(self._rank, self._host, os.getpid(), phase, done, limit, time.time())
+        beat = Heartbeat(self._rank, self._host, os.getpid(), phase, done, limit, time.time())
         os.pwrite(self._file.fileno(), json.dumps(asdict(beat)).encode().ljust(300) + b"\n", 0)
 
     def __enter__(self) -> Self:
@@ -106,7 +106,7 @@ class Heart:
         self._file.close()
 
 
-class Listener:
+class HeartbeatReader:
     """Notices ranks that are silent for longer than they meant to be.
 
     It goes by its own clock, and counts only the time in which it listened itself: where everything was suspended
@@ -162,7 +162,7 @@ def hung_ranks(run_dir: Path, ranks: int) -> str:
     beats, mute = [], []
     for rank in range(ranks):
         try:
-            beats.append(Beat(**json.loads(_beat_file(run_dir, rank).read_bytes())))
+            beats.append(Heartbeat(**json.loads(_beat_file(run_dir, rank).read_bytes())))
         except (OSError, ValueError, TypeError):
             mute.append(f"rank {rank} has not begun")
     behind = mute or [str(beat) for beat in beats if beat.step == min(each.step for each in beats)]

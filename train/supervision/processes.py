@@ -2,7 +2,7 @@
 
 The `deepspeed` launcher leaves its ranks behind when it is signalled or killed, and helpers of theirs may have
 started sessions of their own. What no descendant loses is its environment, so that carries the worker's directory,
-which lies in the sweep's and says what the worker trains at the moment (`train.handover`).
+which lies in the sweep's and says what the worker trains at the moment (`train.launch.job_queue`).
 """
 
 import contextlib

@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 
 from train.exit_codes import Status
-from train.supervision.heartbeat import Listener, hung_ranks
+from train.supervision.heartbeat import HeartbeatReader, hung_ranks
 
 _SECONDS = 1.0
 _TIME_TO_SAVE = 30.0
@@ -69,7 +69,7 @@ def watch_ranks(run_dir: Path, rank: int, ranks: int) -> Iterator[None]:
     ended = threading.Event()
 
     def watch() -> None:
-        listener = Listener(run_dir, {rank, (rank + 1) % ranks})
+        listener = HeartbeatReader(run_dir, {rank, (rank + 1) % ranks})
         while not ended.wait(_SECONDS):
             if listener.overdue(_AFTER_THE_SWEEP):
                 print(hung_ranks(run_dir, ranks), file=sys.stderr, flush=True)

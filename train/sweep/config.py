@@ -10,7 +10,7 @@ from configs.reader import config
 from train.config import is_safe_name
 from train.sweep.hparam_rules import LrRule, RulesConfig
 
-LEAST_TO_JUDGE = 7
+MIN_RUNS = 7
 """Runs without which no rule can be asked whether a sweep may stop: more than a law has parameters."""
 
 
@@ -41,8 +41,8 @@ class StopRule:
                 yield key, f"{getattr(self, key)} must be above 0"
         if not 0 < self.level < 1:
             yield "level", f"{self.level} must be between 0 and 1"
-        if self.at_least < LEAST_TO_JUDGE:
-            yield "at_least", f"{self.at_least} is too few for a law of 5 parameters; nearest is {LEAST_TO_JUDGE}"
+        if self.at_least < MIN_RUNS:
+            yield "at_least", f"{self.at_least} is too few for a law of 5 parameters; nearest is {MIN_RUNS}"
         if not 0 <= self.negligible < 1:
             yield "negligible", f"{self.negligible} must be at least 0 and below 1"
 

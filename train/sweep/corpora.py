@@ -23,7 +23,7 @@ def prepare_corpora(runs: tuple[Run, ...]) -> list[str]:
             message += f"; nearest is {mixture.vocab_size}"
             problems.append(Problem(f"run {run.name}", "model.vocab_size", message))
         for component in mixture.components:
-            validation_windows(component.corpus, length, config.evaluate.tokens)
+            validation_windows(component.corpus, length, config.eval.tokens)
         for name, repeated in repetitions(mixture, length, config.tokens).items():
             if repeated.epochs > 1:
                 of = f" of {name}" if config.data.mixture else ""

@@ -24,14 +24,14 @@ from train.config import RunConfig, batch_problem, expand_run
 from train.sweep.config import SweepConfig
 from train.sweep.hparam_rules import follow, refuse_two_scalings
 from train.sweep.run import Run, Sweep
-from train.sweep.trunk import plant
+from train.sweep.trunk import assign_branches
 
 _DERIVED_BUDGETS = ("tokens_per_parameter", "flops")
 _BUDGETS = ("train.tokens", "train.steps", *_DERIVED_BUDGETS)
 _BESIDE_A_RUN = ("devices_per_run", "lr_multiple")  # keys of a point that are not keys of a run
 # Keys that say where and how fast a run is computed, not what: they stay out of its name when a point sets them.
-_NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch", "train.compile", "train.activation_checkpointing")
-_NOT_IN_NAME_SECTIONS = ("checkpoint.", "evaluate.", "parallel.", "wandb.", "watch.")
+_NOT_IN_NAME = ("name", "devices_per_run", "train.micro_batch_size", "train.compile", "train.activation_checkpointing")
+_NOT_IN_NAME_SECTIONS = ("checkpoint.", "eval.", "parallel.", "wandb.", "watchdog.")
 
 
 def load_sweep(path: Path | str, overrides: list[str] | None = None) -> Sweep:
@@ -170,7 +170,7 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
     if problems:
         raise ConfigError([_told_once(p, where, len(choices)) for p, where in problems.items()])
     if sweep.trunk:
-        planted = plant([run.config for run in runs])
+        planted = assign_branches([run.config for run in runs])
         runs = [replace(run, config=config) for run, config in zip(runs, planted, strict=True)]
     return tuple(runs)
 

@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class Size:
+class RunSize:
     """What the rules depend on."""
 
     N: float
@@ -31,12 +31,12 @@ class Size:
 
 
 @dataclass(frozen=True)
-class Rule:
+class HparamRule:
     """One rule for one quantity."""
 
     formula: str
     source: str
-    value: Callable[[Size], float]
+    value: Callable[[RunSize], float]
     fitted: Mapping[str, Range]
     """Fields of `Size` and the range that the rule was fitted over."""
 
@@ -47,17 +47,21 @@ _STEP_LAW = "Step Law: Li et al. 2025, arXiv 2503.04715"
 _STEP_LAW_FITTED = {"N": (6e7, 1.1e9), "D": (2e9, 1e11)}
 
 LR = {
-    "deepseek": Rule("0.3118 C^-0.1250", _DEEPSEEK, lambda s: 0.3118 * s.C**-0.125, _DEEPSEEK_FITTED),
-    "step_law": Rule("1.79 N^-0.713 D^0.307", _STEP_LAW, lambda s: 1.79 * s.N**-0.713 * s.D**0.307, _STEP_LAW_FITTED),
+    "deepseek": HparamRule("0.3118 C^-0.1250", _DEEPSEEK, lambda s: 0.3118 * s.C**-0.125, _DEEPSEEK_FITTED),
+    "step_law": HparamRule(
+        "1.79 N^-0.713 D^0.307", _STEP_LAW, lambda s: 1.79 * s.N**-0.713 * s.D**0.307, _STEP_LAW_FITTED
+    ),
 }
 """Peak learning rate."""
 BATCH = {
-    "deepseek": Rule("0.2920 C^0.3271 tokens", _DEEPSEEK, lambda s: 0.292 * s.C**0.3271, _DEEPSEEK_FITTED),
-    "step_law": Rule("0.58 D^0.571 tokens", _STEP_LAW, lambda s: 0.58 * s.D**0.571, _STEP_LAW_FITTED),
+    "deepseek": HparamRule("0.2920 C^0.3271 tokens", _DEEPSEEK, lambda s: 0.292 * s.C**0.3271, _DEEPSEEK_FITTED),
+    "step_law": HparamRule("0.58 D^0.571 tokens", _STEP_LAW, lambda s: 0.58 * s.D**0.571, _STEP_LAW_FITTED),
 }
 """Tokens per optimizer step."""
 WARMUP = {
-    "porian": Rule("N tokens", "Porian et al. 2024, arXiv 2406.19146, section 3", lambda s: s.N, {"N": (5e6, 9e8)}),
+    "porian": HparamRule(
+        "N tokens", "Porian et al. 2024, arXiv 2406.19146, section 3", lambda s: s.N, {"N": (5e6, 9e8)}
+    ),
 }
 """Length of the linear warmup in tokens."""
 
@@ -93,7 +97,7 @@ class RulesConfig:
     lr: Literal["deepseek", "step_law"] | None = None
     """`optimizer.lr`: `deepseek` or `step_law` of `LR`."""
     batch: Literal["deepseek", "step_law"] | None = None
-    """`train.global_batch`, to the nearest multiple of the micro-batches of all devices: a rule of `BATCH`."""
+    """`train.global_batch_size`, to the nearest multiple of the micro-batches of all devices: a rule of `BATCH`."""
     warmup: Literal["porian", "untuned"] | None = None
     """`schedule.warmup_steps`, at most half of the run: a rule of `WARMUP`, or `untuned`, which is 2 / (1 - beta2)."""
     timescale: float | None = None
@@ -121,12 +125,12 @@ class Derived:
     """The same in words; empty inside."""
 
 
-def size_of(run: RunConfig) -> Size:
+def size_of(run: RunConfig) -> RunSize:
     """Return what the rules depend on."""
     N = count_parameters(run.model).non_embedding
     attention = 12 * run.model.n_layer * run.model.d_model * run.train.sequence_length
     D = run.train.tokens or run.tokens
-    return Size(N, D, (6 * N + attention) * D)
+    return RunSize(N, D, (6 * N + attention) * D)
 
 
 def follow(
@@ -160,13 +164,13 @@ def follow(
 
     # In this order: steps follow from the batch, and warmup and decay from steps.
     if rules.batch is not None:
-        rule, unit = BATCH[rules.batch], run.train.micro_batch * data_parallel
+        rule, unit = BATCH[rules.batch], run.train.micro_batch_size * data_parallel
         sequences = max(1, round(rule.value(size) / run.train.sequence_length / unit)) * unit
-        give("train.global_batch", sequences, rule.formula, rule.source, rule.fitted)
+        give("train.global_batch_size", sequences, rule.formula, rule.source, rule.fitted)
     if rules.lr is not None:
         rule = LR[rules.lr]
         give("optimizer.lr", rule.value(size), rule.formula, rule.source, rule.fitted)
-    if rules.warmup is not None and "schedule.warmup" not in stated:
+    if rules.warmup is not None and "schedule.warmup_fraction" not in stated:
         rule = WARMUP[rules.warmup] if rules.warmup != "untuned" else _untuned(run)
         steps = min(round(rule.value(size) / run.tokens_per_step), run.steps // 2)
         give("schedule.warmup_steps", steps, rule.formula, rule.source, rule.fitted)
@@ -190,21 +194,21 @@ def refuse_two_scalings(model: ModelConfig, by_width: LrRule | None, rules: Rule
         raise ConfigError([Problem("", "rules.lr", f"{rules.lr}: {message}nearest is `lr` with power 0")])
 
 
-def _untuned(run: RunConfig) -> Rule:
+def _untuned(run: RunConfig) -> HparamRule:
     """Return the warmup that follows from AdamW's memory, whatever the size."""
     steps = 2 / (1 - run.optimizer.beta2)
     source = "Ma & Yarats 2021, arXiv 1910.04209"
-    return Rule("2 / (1 - beta2) steps", source, lambda _: steps * run.tokens_per_step, {})
+    return HparamRule("2 / (1 - beta2) steps", source, lambda _: steps * run.tokens_per_step, {})
 
 
 def _with_value(run: RunConfig, key: str, value: float) -> RunConfig:
     """Return the run with a number of a section changed, fractions to six digits, so that they print as they are."""
     section, name = key.split(".")
-    exact = int(value) if name in ("global_batch", "warmup_steps") else float(f"{value:.6g}")
+    exact = int(value) if name in ("global_batch_size", "warmup_steps") else float(f"{value:.6g}")
     return replace(run, **{section: replace(getattr(run, section), **{name: exact})})
 
 
-def _outside(size: Size, fitted: Mapping[str, Range]) -> tuple[float, str]:
+def _outside(size: RunSize, fitted: Mapping[str, Range]) -> tuple[float, str]:
     """Return the largest distance from the fitted ranges in orders of magnitude, and all of them in words."""
     away = {}
     for name, (low, high) in fitted.items():

@@ -32,7 +32,7 @@ class Run:
     @property
     def accumulation(self) -> int:
         """Micro-batches per optimizer step on each replica."""
-        return self.config.train.global_batch // (self.config.train.micro_batch * self.data_parallel)
+        return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.data_parallel)
 
 
 @dataclass(frozen=True)

@@ -16,18 +16,18 @@ from train.checkpoint.manifest import damage, newest_first, step_of
 from train.config import BranchConfig, CheckpointConfig, RunConfig, load_run
 
 
-def plant(runs: Sequence[RunConfig]) -> list[RunConfig]:
+def assign_branches(runs: Sequence[RunConfig]) -> list[RunConfig]:
     """Let the runs of each course share it: the longest becomes the trunk, and the others its branches.
 
     A trunk also saves where it begins to cool down itself, so that a longer run can join the sweep later.
     """
     courses: dict[str, list[RunConfig]] = {}
     for run in runs:
-        courses.setdefault(_course(run), []).append(run)
-    return [_planted(run, courses[_course(run)]) for run in runs]
+        courses.setdefault(_shared_prefix(run), []).append(run)
+    return [_with_branch(run, courses[_shared_prefix(run)]) for run in runs]
 
 
-def _planted(run: RunConfig, course: list[RunConfig]) -> RunConfig:
+def _with_branch(run: RunConfig, course: list[RunConfig]) -> RunConfig:
     trunk = max(course, key=lambda other: other.steps)
     if run is trunk:
         points = sorted({stable_steps(other) for other in course} - {0})
@@ -36,7 +36,7 @@ def _planted(run: RunConfig, course: list[RunConfig]) -> RunConfig:
     return replace(run, branch=BranchConfig(run=trunk.name, step=step) if step else None)
 
 
-def _course(run: RunConfig) -> str:
+def _shared_prefix(run: RunConfig) -> str:
     """Return what runs that differ in their length alone have in common."""
     train = replace(run.train, steps=1, tokens=None)
     return repr(replace(run, name="run", train=train, checkpoint=CheckpointConfig(), branch=None))
@@ -55,7 +55,7 @@ def start_of(run: RunConfig, run_dir: Path, others: Sequence[RunConfig]) -> Bran
     """
     if newest_first(run_dir / "checkpoints"):
         return load_run(run_dir / "config.yaml").branch
-    siblings = [other for other in others if other.name != run.name and _course(other) == _course(run)]
+    siblings = [other for other in others if other.name != run.name and _shared_prefix(other) == _shared_prefix(run)]
     shared = [
         BranchConfig(run=other.name, step=step)
         for other in siblings

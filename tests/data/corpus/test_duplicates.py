@@ -60,7 +60,7 @@ def test_the_manifest_counts_near_duplicates(config):
 
 def test_fractions_are_nested_and_share_tokenizer_and_validation_set(config):
     def documents(fraction, seed=0):
-        corpus = open_corpus(prepare(dataclasses.replace(config, fraction=fraction, subset_seed=seed), progress=False))
+        corpus = open_corpus(prepare(dataclasses.replace(config, subsample=fraction, subset_seed=seed), progress=False))
         tokens = corpus.train.read(0, len(corpus.train))
         parts = np.split(tokens, np.flatnonzero(tokens == corpus.end_of_text_id) + 1)
         return {part.tobytes() for part in parts[:-1]}, corpus.manifest

@@ -157,7 +157,7 @@ def test_a_longer_corpus_begins_with_the_shorter(tmp_path):
     assert len(short.manifest.train.shards) == 3
     assert short.directory != long.directory
     assert np.array_equal(short.train.read(0, 9_000), long.train.read(0, 9_000))
-    windows = batch(short, seed=3, step=2, global_batch=8, sequence_length=6)
+    windows = batch(short, seed=3, step=2, global_batch_size=8, sequence_length=6)
     assert windows.shape == (8, 7)
     assert windows.max() < 7
 
@@ -199,7 +199,7 @@ def test_windows_of_parts_of_strings_are_refused():
     tree = {
         "model": {"n_layer": 1, "d_model": 8, "n_head": 1},
         "data": {"source": "grammar", "vocab_size": 64},
-        "train": {"sequence_length": 64, "global_batch": 1, "micro_batch": 1, "steps": 1},
+        "train": {"sequence_length": 64, "global_batch_size": 1, "micro_batch_size": 1, "steps": 1},
         "optimizer": {"lr": 0.01},
     }
     with pytest.raises(ConfigError, match=r"train.sequence_length: 64 is no multiple of the 3 tokens .* nearest is 63"):
@@ -207,10 +207,10 @@ def test_windows_of_parts_of_strings_are_refused():
 
 
 def test_keys_of_text_are_refused_beside_a_grammar():
-    tree = {"source": "grammar", "vocab_size": 64, "fraction": 0.5, "tokenizer": "x.json"}
+    tree = {"source": "grammar", "vocab_size": 64, "subsample": 0.5, "tokenizer": "x.json"}
     with pytest.raises(ConfigError) as caught:
         build(DataConfig, tree, "x.yaml")
-    assert [problem.key for problem in caught.value.problems] == ["fraction", "tokenizer"]
+    assert [problem.key for problem in caught.value.problems] == ["subsample", "tokenizer"]
     mixture = {"words": {"source": "grammar", "weight": 0.5}, "code": {}}
     with pytest.raises(ConfigError, match=r"mixture.words.source: grammar makes tokens"):
         build(DataConfig, {"mixture": mixture}, "x.yaml")

@@ -248,9 +248,9 @@ def test_disk_full_is_one_sentence_and_leaves_nothing(config):
         ({"source": "files"}, r"files: is required with source: files"),
         ({"source": "hub"}, r"dataset: is required with source: hub"),
         ({"source": "prepared"}, r"prepared: is required with source: prepared"),
-        ({"files": ["a.txt"]}, r"files: is given but source is 'pysource'; set source: files"),
-        ({"revision": "main"}, r"revision: applies to source: hub, and source is 'pysource'"),
-        ({"source": "pysorce"}, r"source: \"pysorce\" is not one of .*; nearest is 'pysource'"),
+        ({"files": ["a.txt"]}, r"files: is given but source is 'python_source'; set source: files"),
+        ({"revision": "main"}, r"revision: applies to source: hub, and source is 'python_source'"),
+        ({"source": "python_sorce"}, r"source: \"python_sorce\" is not one of .*; nearest is 'python_source'"),
         ({"vocabsize": 512}, r"vocabsize: unknown key; did you mean 'vocab_size'"),
     ],
 )

@@ -41,7 +41,7 @@ def config(request, texts, tmp_path):
         deduplicate="near",
         vocab_size=300,
         validation_fraction=0.2,
-        fraction=0.8,
+        subsample=0.8,
         tokenizer_bytes=5_000,
         shard_tokens=4_000,
         directory=str(tmp_path / "corpora"),

@@ -165,7 +165,7 @@ class Block:
         if name.split(".")[0] in ("datasets", "tokenizers", "pyarrow", "pandas", "torch", "huggingface_hub"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Block())
-from data.batches import batch, open_corpus
+from data.loading.batches import batch, open_corpus
 from data.config import DataConfig, DataError
 from data.corpus.prepare import prepare
 directory = prepare(DataConfig(source="prepared", prepared={str(pristine)!r}, vocab_size=290))

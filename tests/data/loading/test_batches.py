@@ -79,24 +79,29 @@ def test_first_places_are_uniform_over_seeds():
 def test_order_is_frozen():
     """Resuming an old run needs the very same order: these values must never change."""
     assert permutation(np.arange(8), 1000, seed=0, epoch=0).tolist() == [444, 777, 438, 163, 349, 958, 109, 756]
-    assert window_indices(corpus(), seed=7, step=3, global_batch=4, sequence_length=16).tolist() == [61, 60, 43, 52]
+    assert window_indices(corpus(), seed=7, step=3, global_batch_size=4, sequence_length=16).tolist() == [
+        61,
+        60,
+        43,
+        52,
+    ]
 
 
 @given(
     lengths=st.lists(st.integers(1, 200), min_size=1, max_size=5),
     sequence_length=st.integers(1, 40),
-    global_batch=st.integers(1, 9),
+    global_batch_size=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
 @settings(max_examples=60, deadline=None)
-def test_an_epoch_reads_every_target_once_whatever_the_shards(lengths, sequence_length, global_batch, seed):
+def test_an_epoch_reads_every_target_once_whatever_the_shards(lengths, sequence_length, global_batch_size, seed):
     total = sum(lengths)
     if total <= sequence_length:
         return
     data = corpus(train=lengths)
     n = (total - 1) // sequence_length
-    steps = -(-2 * n // global_batch)
-    rows = np.concatenate([batch(data, seed, s, global_batch, sequence_length) for s in range(steps)])
+    steps = -(-2 * n // global_batch_size)
+    rows = np.concatenate([batch(data, seed, s, global_batch_size, sequence_length) for s in range(steps)])
     for epoch in range(2):
         targets = rows[epoch * n : (epoch + 1) * n, 1:]
         assert np.array_equal(np.sort(targets.ravel()), np.arange(1, n * sequence_length + 1))

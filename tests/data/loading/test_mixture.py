@@ -96,7 +96,7 @@ def test_weights_and_fractions_change_neither_tokenizer_nor_validation_set(two):
     corpora = [[c.corpus.directory for c in m.components] for m in mixtures]
     assert corpora[0] == corpora[1]
     assert mixtures[0].fingerprint != mixtures[1].fingerprint
-    half = dataclasses.replace(two.mixture["words"], fraction=0.5)
+    half = dataclasses.replace(two.mixture["words"], subsample=0.5)
     cut = open_mixture(dataclasses.replace(two, mixture={**two.mixture, "words": half}), progress=False)
     whole, words = (m.components[1].corpus.manifest for m in (mixtures[0], cut))
     assert words.tokenizer.sha256 == whole.tokenizer.sha256
@@ -128,9 +128,9 @@ data:
   mixture:
     words: {source: files, files: ["WORDS"]}
     digits: {source: files, files: ["DIGITS"], weight: 0.25}
-train: {sequence_length: 16, global_batch: 8, micro_batch: 4, steps: 12}
+train: {sequence_length: 16, global_batch_size: 8, micro_batch_size: 4, steps: 12}
 optimizer: {lr: 0.01}
-evaluate: {tokens: 300, every: 6}
+eval: {tokens: 300, interval: 6}
 wandb: {mode: disabled}
 """
 

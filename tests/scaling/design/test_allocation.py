@@ -18,9 +18,9 @@ from scaling.design.allocation import (
     parametric,
     profiles,
 )
-from scaling.forecast.fitted_law import View
+from scaling.forecast.fitted_law import FittedLaw
 from scaling.laws import LAWS
-from scaling.study import Options, study
+from scaling.study import FitOptions, fit_law
 from scaling.tables.read import read_table
 from tests.helpers.scaling_tables import TABLES, TRUTH, table
 
@@ -141,8 +141,8 @@ def test_finished_runs_of_a_size_make_a_trace():
 def chinchilla():
     """The study of the Chinchilla points as extracted by K. Takano."""
     data = read_table(TABLES / "kyo_takano.csv")
-    result = study(data, Options(holdout="none", draws=100, average=False))
-    return View(result.law, data, result.draws)
+    result = fit_law(data, FitOptions(holdout="none", draws=100, average=False))
+    return FittedLaw(result.law, data, result.draws)
 
 
 def test_three_approaches_agree_on_the_chinchilla_points(chinchilla):

@@ -84,13 +84,13 @@ def test_designs_are_told_apart_by_cost_and_error():
     trunks = found["factorial as trunks with branches"]
     assert trunks.scored == whole.scored
     assert trunks.flops < 0.7 * whole.flops
-    pinned = {o.name: o for o in compare(runs(), {"E": 1.7}, draws=100)}
-    assert pinned["factorial"].width < whole.width
+    fixed = {o.name: o for o in compare(runs(), {"E": 1.7}, draws=100)}
+    assert fixed["factorial"].width < whole.width
 
 
 def test_the_cheapest_good_design_is_named():
     def outcome(name: str, flops: float, error: float, covered: bool = True) -> Outcome:
-        scored = designs.Scored(1, "r", 1e5, 1e6, 2.0, 2 * (1 + error), 1.9, 2.1, error, covered)
+        scored = designs.HeldOutPrediction(1, "r", 1e5, 1e6, 2.0, 2 * (1 + error), 1.9, 2.1, error, covered)
         return Outcome(name, "chinchilla", 9, flops, (scored,))
 
     found = [outcome("wrong", 1, 0.02), outcome("lucky", 2, 0.001, covered=False), outcome("good", 3, -0.009)]

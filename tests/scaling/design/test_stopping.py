@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from scaling.design.optimal_design import Candidates
-from scaling.design.stopping import Rule, _sigma, expendable, judge, reasons
+from scaling.design.stopping import StoppingRule, _sigma, reasons, should_stop, skippable
 from scaling.errors import FitError
 from scaling.laws import LAWS
 from scaling.tables.table import Table
@@ -20,7 +20,7 @@ from train.sweep.expand import load_sweep
 ROOT = Path(__file__).parents[3]
 LAW = {"E": 1.7, "A": 25.0, "B": 100.0, "alpha": 0.4, "beta": 0.4}
 SIZES, BUDGETS = [1e3, 2e3, 4e3, 8e3, 16e3], [1e6, 2e6, 4e6, 8e6]
-RULE = Rule(N=1e6, D=1e9, width=0.02, level=0.9, negligible=0.1)
+RULE = StoppingRule(N=1e6, D=1e9, width=0.02, level=0.9, negligible=0.1)
 
 
 def measured(noise: float) -> Table:
@@ -38,17 +38,17 @@ def left(*points: tuple[float, float]) -> Candidates:
 
 def test_narrow_interval_ends_the_ladder_but_for_the_target_itself() -> None:
     runs = left((64e3, 16e6), (1.01e6, 1e9))
-    verdict = judge(measured(noise=1e-5), RULE, runs)
+    verdict = should_stop(measured(noise=1e-5), RULE, runs)
     assert (verdict.enough, list(verdict.unneeded)) == (True, [True, False])
     assert verdict.width < RULE.width
     assert reasons(RULE, verdict, ["next", "target"]).keys() == {"next"}
-    wide = judge(measured(noise=3e-3), RULE, runs)
+    wide = should_stop(measured(noise=3e-3), RULE, runs)
     assert (wide.enough, wide.width > RULE.width) == (False, True)
     assert not wide.unneeded[1]
 
 
 def test_run_that_tells_nothing_new_is_left_out_and_a_telling_one_is_not() -> None:
-    verdict = judge(measured(noise=3e-3), RULE, left((4e3, 2e6), (2e3, 4e6), (256e3, 64e6), (512e3, 128e6)))
+    verdict = should_stop(measured(noise=3e-3), RULE, left((4e3, 2e6), (2e3, 4e6), (256e3, 64e6), (512e3, 128e6)))
     assert list(verdict.unneeded[:2]) == [True, True]
     assert not verdict.unneeded[2:].all()
     assert "hardly narrow" in reasons(RULE, verdict, list("abcd"))["a"]
@@ -56,7 +56,7 @@ def test_run_that_tells_nothing_new_is_left_out_and_a_telling_one_is_not() -> No
 
 def test_a_table_that_determines_no_law_ends_nothing() -> None:
     with pytest.raises(FitError):
-        judge(measured(1e-3).select(np.arange(20) < 4), RULE, left((64e3, 16e6)))
+        should_stop(measured(1e-3).select(np.arange(20) < 4), RULE, left((64e3, 16e6)))
 
 
 @pytest.mark.parametrize("tolerance", [0.0, 0.02, 0.3])
@@ -66,7 +66,7 @@ def test_what_is_left_out_together_stays_within_the_tolerance(tolerance: float) 
     J = rng.standard_normal((21, 4))
     J[11:] = J[1]
     K, every = J @ J.T, np.ones(20, dtype=bool)
-    gone = expendable(K, 0.5, rng.uniform(1, 100, 20), tolerance)
+    gone = skippable(K, 0.5, rng.uniform(1, 100, 20), tolerance)
     assert _sigma(K, 0.5, ~gone) <= (1 + tolerance) * _sigma(K, 0.5, every) * (1 + 1e-9)
     assert gone.any() == (tolerance > 0)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from scaling.errors import FitError, TableError
 from scaling.laws import LAWS
-from scaling.study import Options, study
+from scaling.study import FitOptions, fit_law
 from scaling.tables.read import read_table
 from scaling.tables.table import Table
 from tests.helpers.scaling_tables import table
@@ -91,7 +91,7 @@ def tables(draw: st.DrawFn) -> Table:
 def test_any_positive_table_is_fitted_or_refused(points, law):
     refusal = ""
     try:
-        result = study(points, Options(law=law, draws=100, average=False))
+        result = fit_law(points, FitOptions(law=law, draws=100, average=False))
     except FitError as error:
         refusal = str(error)
     if refusal:

@@ -68,16 +68,16 @@ def test_weights_count_as_repeated_rows():
 
 
 def test_pinned_parameters_stay_where_they_are():
-    fitted = fit(CHINCHILLA, simulated(noise=0.01), pinned={"E": 1.5, "A": 300.0, "alpha": 0.3})
+    fitted = fit(CHINCHILLA, simulated(noise=0.01), fixed={"E": 1.5, "A": 300.0, "alpha": 0.3})
     assert {k: fitted.params[k] for k in ("E", "A", "alpha")} == pytest.approx({"E": 1.5, "A": 300.0, "alpha": 0.3})
     assert jacobian(fitted.problem, fitted.theta).shape == (20, 2)
-    for pinned, message in [
+    for fixed, message in [
         ({"A": 3.0}, "pin alpha as well"),
         ({"gamma": 1.0}, "no parameter"),
         ({"E": -1.0}, "pinned"),
     ]:
         with pytest.raises(FitError, match=message):
-            fit(CHINCHILLA, simulated(), pinned=pinned)
+            fit(CHINCHILLA, simulated(), fixed=fixed)
 
 
 def test_a_bound_that_is_hit_is_named():

@@ -90,15 +90,15 @@ def test_muennighoff_constants_are_reproduced_and_are_not_the_best():
     assert len(table) == 182
     law = LAWS["data_constrained"]
     single = {"E": np.exp(0.6254804), "A": np.exp(6.255414), "B": np.exp(7.3049974)}
-    pinned = {**single, "alpha": 0.3526596, "beta": 0.3526596}
-    problem = make_problem(law, table, pinned=pinned)
-    published = law.encode(np.array([[*pinned.values(), 5.309743, 15.387756]]), problem.centre)
+    fixed = {**single, "alpha": 0.3526596, "beta": 0.3526596}
+    problem = make_problem(law, table, fixed=fixed)
+    published = law.encode(np.array([[*fixed.values(), 5.309743, 15.387756]]), problem.centre)
     near = minimise(problem, published, tolerance=0.0, iterations=1000)
     R_N, R_D = law.decode(near.theta, problem.centre)[0, 5:]
     assert near.gradient_norm[0] < 1e-9
     assert pytest.approx(5.309743, rel=2e-3) == R_N
     assert pytest.approx(15.387756, rel=2e-3) == R_D
-    best = fit(law, table, pinned=pinned)
+    best = fit(law, table, fixed=fixed)
     assert best.certificate.objective < 0.999 * near.objective[0]
     assert best.params["R_D"] > 50
     assert best.certificate.starts_agreeing < best.certificate.starts  # and the certificate says so

@@ -14,9 +14,9 @@ from scaling.fit.profile import profile
 from scaling.fit.weights import noise_weights, replicate_sigma, weights_for
 from scaling.forecast.forecast import forecast, task_score
 from scaling.forecast.law_file import read_draws, read_law, write_draws, write_law
-from scaling.forecast.preregistration import FOLDER, read_forecasts, register, tally
+from scaling.forecast.preregistration import FOLDER, read_forecasts, register, score_forecasts
 from scaling.laws import LAWS
-from scaling.study import Options, study
+from scaling.study import FitOptions, fit_law
 from scaling.tables.table import frontier
 from scaling.validation.backtest import expanding_windows
 from scaling.validation.sensitivity import sensitivity
@@ -145,7 +145,7 @@ def test_sensitivity_spans_the_choices_and_says_which_axis_moves_what():
 def fitted(tmp_path_factory):
     """A directory with a law, its draws and those of the average."""
     out = tmp_path_factory.mktemp("law")
-    result = study(simulated(noise=0.003), Options(draws=300, sensitivity=False))
+    result = fit_law(simulated(noise=0.003), FitOptions(draws=300, sensitivity=False))
     write_draws(out / "average.npz", averaging.all_draws(result.average))
     write_law(out, result.law, result.draws)
     return out
@@ -188,7 +188,7 @@ def test_two_step_prediction_carries_the_loss_through_the_sigmoid(fitted, tmp_pa
     truth = {"a": 0.7, "k": 2.5, "L_0": 2.6, "b": 0.25}
     score = LAWS["task_sigmoid"].evaluate(truth, {"loss": loss}) + 0.005 * rng.standard_normal(30)
     points = table({"N": np.full(30, 1e8), "D": np.full(30, 1e9), "loss": loss, "score": score})
-    result = study(points, Options(law="task_sigmoid", draws=200))
+    result = fit_law(points, FitOptions(law="task_sigmoid", draws=200))
     write_law(tmp_path, result.law, result.draws)
     answer = task_score(fitted, read_law(fitted), tmp_path, read_law(tmp_path), {"N": 1e10, "D": 2e11})
     expected = float(LAWS["task_sigmoid"].evaluate(truth, {"loss": CHINCHILLA.evaluate(TRUTH, POINT)}))
@@ -206,14 +206,14 @@ def test_a_registered_forecast_is_scored_when_its_run_lands(fitted):
         register(fitted, law, forecast(fitted, law, {"N": 1e10, "D": 2e11}))
     with pytest.raises(ForecastError, match="part of the fit"):
         register(fitted, law, forecast(fitted, law, {"N": 1e9, "D": 5e9}))
-    assert tally([fitted], before)["pending"] == 1
+    assert score_forecasts([fitted], before)["pending"] == 1
 
     truth = float(CHINCHILLA.evaluate(TRUTH, POINT))
     landed = {
         k: np.append(v, w) for (k, v), w in zip(before.columns.items(), (1e10, 2e11, truth, 1e10, 1.2e22), strict=True)
     }
     after = replace(before, columns=landed, run=[*before.run, "big"], rows=np.arange(1, 22), sha256="1" * 64)
-    scored = tally([fitted], after)
+    scored = score_forecasts([fitted], after)
     assert (scored["pending"], len(scored["scored"]), scored["covered"]) == (0, 1, 1)
     assert scored["scored"][0]["runs"] == ["big"]
     assert abs(scored["scored"][0]["error"]) < 0.02

@@ -13,13 +13,13 @@ import pytest
 
 from scaling import formatting as text
 from scaling.errors import TableError
-from scaling.forecast.fitted_law import View
-from scaling.forecast.law_file import plain
+from scaling.forecast.fitted_law import FittedLaw
+from scaling.forecast.law_file import to_jsonable
 from scaling.laws import LAWS
 from scaling.report import plot_style as plots
 from scaling.report import plots_law
 from scaling.report.report import write_report
-from scaling.study import Options, study
+from scaling.study import FitOptions, fit_law
 from scaling.tables import curves as traces
 from scaling.tables.baselines import read_baselines
 from scaling.tables.read import read_table
@@ -82,7 +82,7 @@ def ladder(tmp_path_factory):
     """A report of a runs directory with every section: the page, law.json and the directory."""
     out = tmp_path_factory.mktemp("ladder")
     data = read_table(runs_directory(out / "runs"))
-    result = study(data, Options(draws=150, sensitivity=True, point={"N": 1e7, "D": 1e8}))
+    result = fit_law(data, FitOptions(draws=150, sensitivity=True, point={"N": 1e7, "D": 1e8}))
     scored = {"file": "a.json", "date": "2026-01-02T03:04:05", "law": "chinchilla", "inputs": {"N": 1e6, "D": 1e7}}
     scored |= {"loss": 3.0, "predicted": 3.1, "low": 2.9, "high": 3.2, "level": 0.9, "error": 0.0333, "covered": True}
     tally = {
@@ -95,7 +95,7 @@ def ladder(tmp_path_factory):
     }
     baseline = {"name": "5-gram", "loss": float(np.median(data.columns["loss"])), "bits_per_byte": 1.25}
     (out / "runs" / "baselines.json").write_text(json.dumps({"baselines": [baseline]}))
-    law = plain({**result.law, "forecasts": tally, "baselines": read_baselines(out / "runs", NATS)})
+    law = to_jsonable({**result.law, "forecasts": tally, "baselines": read_baselines(out / "runs", NATS)})
     return write_report(law, data, result.draws, out / "runs", out), law, data
 
 
@@ -156,7 +156,7 @@ def hostile() -> tuple[dict, Table]:
     data = Table(
         data.columns, run, data.rows, [Excluded(HOSTILE, HOSTILE)], data.sha256, f"a/{HOSTILE}", "total", "6nd"
     )
-    law = plain(study(data, Options(draws=100, average=False)).law)
+    law = to_jsonable(fit_law(data, FitOptions(draws=100, average=False)).law)
     law["warnings"] = [{"name": HOSTILE, "message": HOSTILE, "advice": HOSTILE}]
     law["holdout"][0]["run"] = HOSTILE
     return law, data
@@ -173,7 +173,7 @@ def test_markup_in_names_is_shown_as_text(tmp_path):
 @pytest.mark.parametrize("keys", [("schema", "law", "params", "intervals", "level"), None])
 def test_sections_without_data_are_left_out(tmp_path, keys):
     data = simulated(noise=0.003)
-    law = plain(study(data, Options(draws=100, holdout="none", average=False)).law)
+    law = to_jsonable(fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law)
     if keys:
         law = {k: law[k] for k in keys}
     page = Page(write_report(law, data, {}, None, tmp_path))
@@ -186,8 +186,8 @@ def test_sections_without_data_are_left_out(tmp_path, keys):
 @pytest.mark.parametrize("name", ["kaplan_n", "kaplan_c", "kaplan_nd", "coupled"])
 def test_any_law_can_be_reported(tmp_path, name):
     data = simulated(noise=0.003)
-    result = study(data, Options(law=name, draws=100, holdout="none", average=False))
-    page = Page(write_report(plain(result.law), data, result.draws, None, tmp_path))
+    result = fit_law(data, FitOptions(law=name, draws=100, holdout="none", average=False))
+    page = Page(write_report(to_jsonable(result.law), data, result.draws, None, tmp_path))
     assert ("allocation" in page.ids) == (len(LAWS[name].variables) == 2)
     assert text.symbol(LAWS[name].parameters[-1]).replace("_", "") in page.text
 
@@ -196,8 +196,8 @@ def test_a_task_score_is_reported_as_a_score(tmp_path):
     loss = np.linspace(2.0, 3.6, 12)
     score = 0.2 + 0.6 / (1 + np.exp(4 * (loss - 2.6)))
     data = table({"N": np.geomspace(1e9, 1e7, 12), "D": np.geomspace(2e10, 2e8, 12), "loss": loss, "score": score})
-    result = study(data, Options(law="task_sigmoid", draws=100, holdout="none"))
-    page = Page(write_report(plain(result.law), data, result.draws, None, tmp_path))
+    result = fit_law(data, FitOptions(law="task_sigmoid", draws=100, holdout="none"))
+    page = Page(write_report(to_jsonable(result.law), data, result.draws, None, tmp_path))
     assert "12 measurements of the score" in page.text
     assert not {"allocation", "extrapolation"} & page.ids
 
@@ -205,14 +205,16 @@ def test_a_task_score_is_reported_as_a_score(tmp_path):
 def test_matplotlib_is_left_as_it_was(tmp_path):
     before = dict(matplotlib.rcParams)
     data = simulated()
-    write_report(plain(study(data, Options(draws=100, holdout="none", average=False)).law), data, {}, None, tmp_path)
+    write_report(
+        to_jsonable(fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law), data, {}, None, tmp_path
+    )
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path):
     data = simulated(noise=0.003)
-    result = study(data, Options(draws=100, holdout="none", average=False))
-    pages = [write_report(plain(result.law), data, result.draws, None, tmp_path / d) for d in "ab"]
+    result = fit_law(data, FitOptions(draws=100, holdout="none", average=False))
+    pages = [write_report(to_jsonable(result.law), data, result.draws, None, tmp_path / d) for d in "ab"]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
@@ -223,13 +225,13 @@ def test_flops_per_token_are_those_of_the_table_and_carried_on_beyond_it():
     data = simulated()
     per_token = {1e7: 8e7, 3e7: 2.1e8, 1e8: 6.5e8, 3e8: 1.9e9, 1e9: 6.2e9}
     columns = {**data.columns, "C": np.array([per_token[n] for n in data.columns["N"]]) * data.columns["D"]}
-    view = View({"law": "chinchilla", "params": TRUTH, "level": 0.9}, table(columns), {})
+    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, table(columns), {})
     np.testing.assert_allclose(view.flops_per_token(np.array(list(per_token))), list(per_token.values()), rtol=1e-9)
     np.testing.assert_allclose(view.flops_per_token(np.array([1e6, 1e11])), [8e6, 6.2e11], rtol=1e-9)
 
 
 def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
-    view = View({"law": "chinchilla", "params": TRUTH, "level": 0.9}, simulated(), {})
+    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, simulated(), {})
     C = np.geomspace(1e17, 1e21, 5)
     from scaling.design.allocation import optimum
 
@@ -239,8 +241,8 @@ def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
 
 def test_every_ringed_dot_and_the_line_through_them_are_inside_the_panel():
     data = simulated(noise=0.003)
-    result = study(data, Options(draws=100, holdout="none", average=False))
-    view = View(plain(result.law), data, result.draws)
+    result = fit_law(data, FitOptions(draws=100, holdout="none", average=False))
+    view = FittedLaw(to_jsonable(result.law), data, result.draws)
     drawn = plots_law.slices(view, {k: plots.Scale(k, data.columns[k]) for k in "ND"})
     for axis, name in zip(drawn.axes, "ND", strict=True):
         (line,) = [x for x in axis.lines if x.get_label().startswith("Kaplan")]
@@ -254,7 +256,7 @@ def test_every_ringed_dot_and_the_line_through_them_are_inside_the_panel():
 def test_bands_hold_the_share_of_draws_that_they_promise():
     rng = np.random.default_rng(0)
     draws = {k: v * np.exp(0.01 * rng.standard_normal(400)) for k, v in TRUTH.items()}
-    view = View({"law": "chinchilla", "params": TRUTH, "level": 0.8}, simulated(), draws)
+    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.8}, simulated(), draws)
     at = np.array([1e8]), np.array([1e10])
     band = view.at(*at)
     each = LAW.evaluate({k: v[:, None] for k, v in draws.items()}, {"N": at[0], "D": at[1]})[:, 0]
@@ -299,8 +301,8 @@ def test_other_numbers_are_written_plainly():
 
 def test_a_published_table_is_reported(tmp_path):
     data = read_table(TABLES / "kyo_takano.csv")
-    result = study(data, Options(draws=100, average=False))
-    path = write_report(plain(result.law), data, result.draws, None, tmp_path)
+    result = fit_law(data, FitOptions(draws=100, average=False))
+    path = write_report(to_jsonable(result.law), data, result.draws, None, tmp_path)
     assert "agree within their intervals" in Page(path).text
     assert "Curves are drawn for 5 of the" in Page(path).text
     assert (path.parent / "isoflop.png").exists()

@@ -12,7 +12,7 @@ import pytest
 from configs.reader import dump_yaml
 from model.counts import count_parameters
 from scaling.errors import FitError
-from scaling.studies.curve_bands import LEAST_RUNGS, WINDOW, Band, band, course, stages
+from scaling.studies.curve_bands import MIN_RUNGS, WINDOW, CurveBand, band, course, stages
 from scaling.tables.curves import Curve, read_curves
 from tests.conftest import ROOT
 from train.config import load_run
@@ -34,7 +34,7 @@ def ladder(noise: float = 0.01, seed: int = 0) -> list[tuple[float, float, Curve
     return [(N, D, simulated(N, D, noise, seed + i)) for i, (N, D) in enumerate((N, D) for N in SIZES for D in BUDGETS)]
 
 
-def follow(curve: Curve, expected: Band, tmp_path) -> list[str]:
+def follow(curve: Curve, expected: CurveBand, tmp_path) -> list[str]:
     """Alerts of a run that logs `curve` under a band."""
     (tmp_path / "band.json").write_text(
         json.dumps(
@@ -143,8 +143,8 @@ def test_a_band_may_appear_change_and_be_torn_while_a_run_trains(tmp_path) -> No
 
 
 def test_too_few_rungs_are_said() -> None:
-    with pytest.raises(FitError, match=f"at least {LEAST_RUNGS} finished runs"):
-        band(ladder()[: LEAST_RUNGS - 1], 1e6, 1e6)
+    with pytest.raises(FitError, match=f"at least {MIN_RUNGS} finished runs"):
+        band(ladder()[: MIN_RUNGS - 1], 1e6, 1e6)
 
 
 def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -> None:
@@ -171,4 +171,4 @@ def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -
 
     (tmp_path / "tiny-25k/record.json").write_text(json.dumps({"complete": True, "tainted": True}))
     assert script["main"]([str(tmp_path)]) == 2
-    assert f"at least {LEAST_RUNGS} finished runs" in capsys.readouterr().err
+    assert f"at least {MIN_RUNGS} finished runs" in capsys.readouterr().err

@@ -5,7 +5,7 @@ from scaling.fit.bootstrap import bootstrap
 from scaling.fit.estimate import fit
 from scaling.laws import LAWS
 from scaling.tables.table import Excluded, Table
-from scaling.validation.diagnostics import inspect
+from scaling.validation.diagnostics import diagnose
 from tests.helpers.scaling_tables import TRUTH, grid, simulated, table
 
 CHINCHILLA = LAWS["chinchilla"]
@@ -13,7 +13,7 @@ CHINCHILLA = LAWS["chinchilla"]
 
 def names(points: Table, clustered: bool = True) -> set[str]:
     fitted = fit(CHINCHILLA, points)
-    found = inspect(points, fitted, bootstrap(fitted, points.run, clustered=clustered, draws=100))
+    found = diagnose(points, fitted, bootstrap(fitted, points.run, clustered=clustered, draws=100))
     assert all(w.message and w.advice for w in found)
     return {w.name for w in found}
 
@@ -102,5 +102,5 @@ def test_an_optimum_that_never_moved_is_named():
     points = simulated(noise=0.005)
     problem = make_problem(CHINCHILLA, points)
     stuck = fit_problem(problem, fit(CHINCHILLA, points).theta[None])
-    found = inspect(points, stuck, bootstrap(stuck, points.run, draws=100))
+    found = diagnose(points, stuck, bootstrap(stuck, points.run, draws=100))
     assert "unconverged" in {w.name for w in found}

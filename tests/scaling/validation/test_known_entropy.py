@@ -13,21 +13,21 @@ from data.corpus.grammar import excess_of_speller, make_grammar
 from scaling.laws import LAWS
 from scaling.report.console import show
 from scaling.report.report import write_report
-from scaling.study import Options, Study, study
+from scaling.study import FitOptions, FitResult, fit_law
 from scaling.tables.read import read_table
 from scaling.validation.known_entropy import entropy_rate, verdict
 from tests.conftest import ROOT
 from tests.helpers.scaling_tables import TRUTH, grid, table
 
 
-def known(rate: float | None, noise: float = 1e-4, **pinned: float) -> Study:
+def known(rate: float | None, noise: float = 1e-4, **fixed: float) -> FitResult:
     """The study of 20 runs with a little noise, on text of a stated entropy rate."""
     columns = grid()
     exact = LAWS["chinchilla"].evaluate(TRUTH, columns)
     columns["loss"] = exact * np.exp(noise * np.random.default_rng(0).standard_normal(len(exact)))
     if rate is not None:
         columns["entropy_rate"] = np.full(len(exact), rate)
-    return study(table(columns), Options(draws=200, average=False, pinned=pinned))
+    return fit_law(table(columns), FitOptions(draws=200, average=False, fixed=fixed))
 
 
 def test_the_verdict_follows_the_interval(tmp_path):

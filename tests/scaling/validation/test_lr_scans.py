@@ -13,7 +13,7 @@ from scaling.laws import LAWS
 from scaling.report.plots_lr_transfer import picture
 from scaling.studies.lr_transfer import read_scans, transfers
 from scaling.tables.table import Table
-from scaling.validation.diagnostics import inspect
+from scaling.validation.diagnostics import diagnose
 from scaling.validation.lr_scans import at_best, scans
 from scripts.fit import main as fit_main
 from scripts.studies.lr_transfer import main as transfer_main
@@ -36,7 +36,7 @@ def warnings(points: Table, tuned: bool) -> set[str]:
     found = scans(points) if tuned else []
     rows = at_best(points, found) if tuned else points
     fitted = fit(LAW, rows)
-    return {w.name for w in inspect(rows, fitted, bootstrap(fitted, rows.run, draws=100), found)}
+    return {w.name for w in diagnose(rows, fitted, bootstrap(fitted, rows.run, draws=100), found)}
 
 
 def test_the_best_runs_give_the_law() -> None:

@@ -62,13 +62,17 @@ def largest_difference(model: GPT, directory: Path) -> float:
     ("keys", "name"),
     [
         pytest.param({"style": "gpt2"}, "GPT2LMHeadModel", id="gpt2"),
-        pytest.param({"style": "gpt2", "tied": False, "d_ff": 40}, "GPT2LMHeadModel", id="gpt2-untied"),
+        pytest.param({"style": "gpt2", "tie_embeddings": False, "d_ff": 40}, "GPT2LMHeadModel", id="gpt2-untied"),
         pytest.param({"style": "gpt2", "bias": False}, "GPT2LMHeadModel", id="gpt2-no-bias"),
         pytest.param({"style": "modern", "rope_theta": 500.0}, "Qwen3ForCausalLM", id="modern"),
-        pytest.param({"style": "modern", "tied": False, "norm_eps": 0.01}, "Qwen3ForCausalLM", id="modern-untied"),
+        pytest.param(
+            {"style": "modern", "tie_embeddings": False, "norm_eps": 0.01}, "Qwen3ForCausalLM", id="modern-untied"
+        ),
         pytest.param({"style": "modern", "qk_norm": False}, "LlamaForCausalLM", id="llama"),
         pytest.param(
-            {"style": "modern", "qk_norm": False, "bias": True, "tied": False}, "LlamaForCausalLM", id="llama-bias"
+            {"style": "modern", "qk_norm": False, "bias": True, "tie_embeddings": False},
+            "LlamaForCausalLM",
+            id="llama-bias",
         ),
         pytest.param({"style": "gpt2", **COMPLETEP}, "GPT2LMHeadModel", id="gpt2-completep"),
         pytest.param({"style": "modern", **COMPLETEP}, "Qwen3ForCausalLM", id="modern-completep"),
@@ -118,7 +122,7 @@ def test_blocks_without_counterpart_are_refused(keys: dict[str, Any], conflict: 
 
 def train(small_run: Path, run_dir: Path, world_size: int, *overrides: str) -> Path:
     """A short run with checkpoints at steps 4 and 8."""
-    run_ranks(world_size, small_run, run_dir, "--train.steps=8", "--checkpoint.every=4", *overrides)
+    run_ranks(world_size, small_run, run_dir, "--train.steps=8", "--checkpoint.interval=4", *overrides)
     return run_dir
 
 
@@ -127,7 +131,7 @@ def validation_loss(model: GPT, run_dir: Path) -> float:
     """The run's validation loss in nats per token, computed by the plain model."""
     run = load_run(run_dir / "config.yaml")
     corpus = open_corpus(Path(run.data.directory) / read_record(run_dir)["corpus"])
-    windows = validation_windows(corpus, run.train.sequence_length, run.evaluate.tokens)
+    windows = validation_windows(corpus, run.train.sequence_length, run.eval.tokens)
     windows_NT = torch.from_numpy(windows[:])
     return model(windows_NT[:, :-1], windows_NT[:, 1:]).item()
 
@@ -142,7 +146,7 @@ def load_plain(out: Path) -> GPT:
 @pytest.mark.parametrize(
     ("world_size", "overrides", "tolerance"),
     [
-        pytest.param(1, ["--model.style=gpt2", "--model.tied=false"], 1e-5, id="plain-untied"),
+        pytest.param(1, ["--model.style=gpt2", "--model.tie_embeddings=false"], 1e-5, id="plain-untied"),
         pytest.param(2, ["--precision=bf16", "--parallel.zero_stage=2"], 2e-2, id="bf16-zero2-dp2"),
         pytest.param(
             2,

@@ -37,7 +37,7 @@ def test_killed_and_started_again_is_identical(
     world_size: int, overrides: list[str], small_run: Path, tmp_path: Path
 ) -> None:
     """Through the command line; `test_resharding.py` has every precision, stage and pipeline."""
-    overrides = [*overrides, "--checkpoint.every=10", "--train.steps=60", "--log_every=8"]
+    overrides = [*overrides, "--checkpoint.interval=10", "--train.steps=60", "--log_every=8"]
     run_ranks(world_size, small_run, tmp_path / "whole", *overrides)
     arguments = ["--config", str(small_run), "--run-dir", str(tmp_path / "killed"), *overrides]
     kill_after(Ranks(world_size, arguments), tmp_path / "killed", 24)
@@ -53,7 +53,7 @@ def test_killed_and_started_again_is_identical(
 def stopped(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A whole run, and a copy of it as it was after step 20 with checkpoints at 10 and 20."""
     folder = tmp_path_factory.mktemp("stopped")
-    run_ranks(1, small_run, folder / "whole", "--checkpoint.every=10", "--checkpoint.keep=3")
+    run_ranks(1, small_run, folder / "whole", "--checkpoint.interval=10", "--checkpoint.keep=3")
     shutil.copytree(folder / "whole", folder / "stopped")
     (folder / "stopped/record.json").unlink()
     shutil.rmtree(folder / "stopped/checkpoints/step-00000030")
@@ -72,7 +72,9 @@ def test_damaged_checkpoint_is_named_and_passed_over(
     content[len(content) // 2] ^= 1
     victim.write_bytes(bytes(content))
     (run_dir / "metrics.jsonl").unlink()
-    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]).finish()
+    status, output = Ranks(
+        1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.interval=10"]
+    ).finish()
     assert status == 0, output
     assert f"step-00000020: damaged ({victim.name} does not match its checksum)" in output
     assert [row["step"] for row in read_rows(run_dir)] == list(range(11, 31))
@@ -88,7 +90,9 @@ def test_no_intact_checkpoint_is_an_error_not_step_zero(
     for manifest in run_dir.glob("checkpoints/*/manifest.json"):
         manifest.unlink()
     before = (run_dir / "metrics.jsonl").read_bytes()
-    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.every=10"]).finish()
+    status, output = Ranks(
+        1, ["--config", str(small_run), "--run-dir", str(run_dir), "--checkpoint.interval=10"]
+    ).finish()
     assert status != 0
     assert "none of 2 checkpoint(s) is intact" in output
     assert "Traceback" not in output
@@ -97,7 +101,7 @@ def test_no_intact_checkpoint_is_an_error_not_step_zero(
 
 @pytest.mark.slow
 def test_other_configuration_is_refused(stopped: tuple[Path, Path], small_run: Path) -> None:
-    arguments = ["--config", str(small_run), "--run-dir", str(stopped[1]), "--checkpoint.every=10"]
+    arguments = ["--config", str(small_run), "--run-dir", str(stopped[1]), "--checkpoint.interval=10"]
     status, output = Ranks(1, [*arguments, "--optimizer.lr=0.02", "--precision=bf16"]).finish()
     assert status == 2
     assert "optimizer.lr: this directory holds a run with 0.01, not 0.02" in output
@@ -112,7 +116,7 @@ def test_run_moves_between_topologies(stopped: tuple[Path, Path], small_run: Pat
     for done, world_size, overrides, said in [
         (10, 4, ["--parallel.pipeline_stages=2"], "4 processes, 2 pipeline stage(s), ZeRO-1"),
         (15, 2, ["--parallel.tensor_parallel=2"], "2 processes, 1 pipeline stage(s), matrices in 2 parts, ZeRO-1"),
-        (20, 2, ["--parallel.zero_stage=3", "--train.micro_batch=4"], "2 processes, 1 pipeline stage(s), ZeRO-3"),
+        (20, 2, ["--parallel.zero_stage=3", "--train.micro_batch_size=4"], "2 processes, 1 pipeline stage(s), ZeRO-3"),
         (25, 1, [], "1 process, 1 pipeline stage(s), ZeRO-0"),
     ]:
         for later in (run_dir / "checkpoints").glob("step-*"):
@@ -120,7 +124,7 @@ def test_run_moves_between_topologies(stopped: tuple[Path, Path], small_run: Pat
                 shutil.rmtree(later)
         (run_dir / "metrics.jsonl").unlink()
         arguments = ["--config", str(small_run), "--run-dir", str(run_dir), *overrides]
-        status, output = Ranks(world_size, [*arguments, "--checkpoint.every=5", "--checkpoint.keep=9"]).finish()
+        status, output = Ranks(world_size, [*arguments, "--checkpoint.interval=5", "--checkpoint.keep=9"]).finish()
         assert status == 0, output
         assert f"step-{done:08d}: written on" in output
         assert f"continuing on {said}, fp32" in output
@@ -135,7 +139,9 @@ def test_run_moves_between_topologies(stopped: tuple[Path, Path], small_run: Pat
 def test_complete_run_is_left_alone(stopped: tuple[Path, Path], small_run: Path) -> None:
     whole, _ = stopped
     before = (whole / "record.json").read_bytes()
-    status, output = Ranks(1, ["--config", str(small_run), "--run-dir", str(whole), "--checkpoint.every=10"]).finish()
+    status, output = Ranks(
+        1, ["--config", str(small_run), "--run-dir", str(whole), "--checkpoint.interval=10"]
+    ).finish()
     assert status == 0
     assert "complete already" in output
     assert (whole / "record.json").read_bytes() == before
@@ -166,7 +172,7 @@ def test_record_equals_a_hand_count(stopped: tuple[Path, Path]) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_checkpoint_of_a_gpu_continues_identically(precision: str, small_run: Path, tmp_path: Path) -> None:
-    overrides = [f"--precision={precision}", "--checkpoint.every=10", "--checkpoint.keep=3"]
+    overrides = [f"--precision={precision}", "--checkpoint.interval=10", "--checkpoint.keep=3"]
     run_ranks(1, small_run, tmp_path / "whole", *overrides)
     shutil.copytree(tmp_path / "whole", tmp_path / "again")
     for gone in ("record.json", "metrics.jsonl"):

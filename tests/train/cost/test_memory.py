@@ -32,13 +32,13 @@ def case(precision: str, zero: int, stages: int = 1, parts: int = 1, offload: bo
 
 CASES = [
     case("fp32", 0),
-    case("fp32", 1, global_batch=32),
+    case("fp32", 1, global_batch_size=32),
     case("bf16", 1),
-    case("bf16", 1, global_batch=32, activation_checkpointing=True),
-    case("bf16", 2, global_batch=32),
+    case("bf16", 1, global_batch_size=32, activation_checkpointing=True),
+    case("bf16", 2, global_batch_size=32),
     case("bf16", 3),
-    case("fp32", 0, stages=2, micro_batch=4),
-    case("bf16", 1, stages=2, micro_batch=4, activation_checkpointing=True),
+    case("fp32", 0, stages=2, micro_batch_size=4),
+    case("bf16", 1, stages=2, micro_batch_size=4, activation_checkpointing=True),
     case("fp32", 1, parts=2),
     case("bf16", 1, parts=2, activation_checkpointing=True),
     case("bf16", 3, parts=2),
@@ -168,25 +168,30 @@ def test_blocks_are_shared_out_as_deepspeed_does(n_layer: int, stages: int) -> N
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("size", "micro_batch"), [("gpt3-125m", 16), ("gpt3-350m", 8), ("gpt3-1.3b", 4)])
-def test_a_gpu_allocates_what_is_planned(size: str, micro_batch: int, compiled: bool) -> None:
+@pytest.mark.parametrize(("size", "micro_batch_size"), [("gpt3-125m", 16), ("gpt3-350m", 8), ("gpt3-1.3b", 4)])
+def test_a_gpu_allocates_what_is_planned(size: str, micro_batch_size: int, compiled: bool) -> None:
     """Within 10 % for training on one GPU in bf16."""
     program = """
 import json, sys, torch
 from measure_memory import run_of
-from train.ds_config import derive
+from train.engine.ds_config import derive
 from train.engine import build_engine, train_step
-from train.topology import connect, launched_topology
+from train.distributed.topology import connect, launched_topology
 run, topology = run_of(json.loads(sys.argv[1])), launched_topology(1)
 connect(topology)
 engine = build_engine(run, topology, derive(run, 1))
-tokens = torch.randint(run.model.vocab_size, (run.train.micro_batch, run.train.sequence_length))
+tokens = torch.randint(run.model.vocab_size, (run.train.micro_batch_size, run.train.sequence_length))
 for _ in range(3):
     train_step(engine, [(tokens, tokens)] * 2, 1e-4, topology)
 print("bytes", torch.cuda.max_memory_allocated())
 """
     tree = case(
-        "bf16", 1, sequence_length=2048, global_batch=2 * micro_batch, micro_batch=micro_batch, compile=compiled
+        "bf16",
+        1,
+        sequence_length=2048,
+        global_batch_size=2 * micro_batch_size,
+        micro_batch_size=micro_batch_size,
+        compile=compiled,
     )
     tree |= {"model": {"size": size}, "data": {"vocab_size": 50257}}
     done = subprocess.run(

@@ -22,7 +22,7 @@ from train.sweep.expand import load_sweep
 
 # Narayanan et al. 2021 (arXiv 2104.04473), table 1; micro-batches and the number of model chunks on a device from the
 # configurations that NVIDIA published with it (Megatron-LM, examples/sc21/run_table_1.sh).
-# billions, heads, d_model, n_layer, tensor, pipeline, GPUs, batch, micro_batch, chunks, TFLOP/s per GPU
+# billions, heads, d_model, n_layer, tensor, pipeline, GPUs, batch, micro_batch_size, chunks, TFLOP/s per GPU
 NARAYANAN = [
     (1.7, 24, 2304, 24, 1, 1, 32, 512, 16, 1, 137),
     (3.6, 32, 3072, 30, 2, 1, 64, 512, 16, 1, 138),
@@ -36,7 +36,7 @@ NARAYANAN = [
     (1008.0, 160, 25600, 128, 8, 64, 3072, 3072, 1, 1, 163),
 ]
 # Korthikanti et al. 2022 (arXiv 2205.05198), tables 3 and 5, full recomputation: seconds per iteration.
-# heads, d_model, n_layer, tensor, pipeline, GPUs, batch, micro_batch, chunks, seconds
+# heads, d_model, n_layer, tensor, pipeline, GPUs, batch, micro_batch_size, chunks, seconds
 KORTHIKANTI = [
     (64, 6144, 48, 8, 1, 8, 4, 4, 1, 1.42),
     (96, 12288, 96, 8, 8, 64, 64, 1, 3, 18.13),
@@ -46,13 +46,18 @@ KORTHIKANTI = [
 
 
 def megatron(
-    heads: int, d_model: int, n_layer: int, pipeline: int, batch: int, micro_batch: int, tensor: int = 1
+    heads: int, d_model: int, n_layer: int, pipeline: int, batch: int, micro_batch_size: int, tensor: int = 1
 ) -> RunConfig:
     tree: dict[str, Any] = {
         "precision": "bf16",
         "model": {"n_layer": n_layer, "d_model": d_model, "n_head": heads, "context_length": 2048},
         "data": {"vocab_size": 51200},
-        "train": {"sequence_length": 2048, "global_batch": batch, "micro_batch": micro_batch, "steps": 1},
+        "train": {
+            "sequence_length": 2048,
+            "global_batch_size": batch,
+            "micro_batch_size": micro_batch_size,
+            "steps": 1,
+        },
         "optimizer": {"lr": 1e-4},
         "parallel": {"pipeline_stages": pipeline},
     }
@@ -76,8 +81,8 @@ def megatron_seconds(run: RunConfig, devices: int, chunks: int) -> float:
     tensor = run.parallel.tensor_parallel
     step = predict(run, cluster, vocabulary_parallel=tensor).step
     stages, model, train = run.parallel.pipeline_stages, run.model, run.train
-    micro_batches = train.global_batch // (train.micro_batch * replicas_of(run, devices))
-    weights = train.micro_batch * 5 * model.n_head * train.sequence_length**2 * model.n_layer / stages / tensor
+    micro_batches = train.global_batch_size // (train.micro_batch_size * replicas_of(run, devices))
+    weights = train.micro_batch_size * 5 * model.n_head * train.sequence_length**2 * model.n_layer / stages / tensor
     attention = 2 * 4 * weights / (MEMORY_EFFICIENCY * cluster.gpu.memory_bandwidth)
     slots = micro_batches + (stages - 1) / chunks
     return step.seconds - step.bubble * (1 - 1 / chunks) + attention * slots
@@ -158,8 +163,8 @@ def test_known_names_of_gpus() -> None:
 GPT3 = [
     "--model.size=gpt3-175b",
     "--train.sequence_length=2048",
-    "--train.global_batch=1536",
-    "--train.micro_batch=1",
+    "--train.global_batch_size=1536",
+    "--train.micro_batch_size=1",
     "--parallel.pipeline_stages=32",
 ]
 CONFIG = ["--config", str(Path(__file__).parents[3] / "configs/runs/gpt2.yaml")]
@@ -176,7 +181,7 @@ def test_command_finds_topologies_that_fit(capsys: pytest.CaptureFixture[str]) -
     for other in told["alternatives"]:
         assert other["peak_bytes"] <= USABLE * told["gpu"]["memory"]
         keys = [f"--parallel.{key}={other[key]}" for key in ("pipeline_stages", "tensor_parallel", "zero_stage")]
-        keys += [f"--train.micro_batch={other['micro_batch']}"]
+        keys += [f"--train.micro_batch_size={other['micro_batch_size']}"]
         keys += [f"--train.activation_checkpointing={str(other['activation_checkpointing']).lower()}"]
         assert main([*CONFIG, *machine, *GPT3, *keys, "--alternatives", "0"]) == 0
         assert "verdict    fits" in capsys.readouterr().out

@@ -45,7 +45,7 @@ def test_what_is_not_refused_runs(small_run: Path, tmp_path: Path, monkeypatch: 
     one_step = [*COMMON, "--train.steps=1"]
     allowed = [keys for keys in COMBINATIONS if refusal(small_run, keys) is None]
     assert len(allowed) > len(COMBINATIONS) // 4
-    cases = [Case("one", [*one_step, "--train.micro_batch=8"])]
+    cases = [Case("one", [*one_step, "--train.micro_batch_size=8"])]
     expected = run_cases(1, small_run, [asdict(case) for case in cases], tmp_path / "one")["one"]
     cases = [Case(" ".join(keys), [*one_step, *keys]) for keys in allowed]
     for name, got in run_cases(2, small_run, [asdict(case) for case in cases], tmp_path / "two").items():

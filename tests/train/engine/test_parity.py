@@ -26,12 +26,12 @@ COMMON = ["--optimizer.gradient_clipping=0.5"]  # about half of the first step's
 
 MODELS = {
     "modern": ["--model.style=modern"],
-    "modern-untied": ["--model.style=modern", "--model.tied=false"],
+    "modern-untied": ["--model.style=modern", "--model.tie_embeddings=false"],
     "gpt2": ["--model.style=gpt2"],
-    "gpt2-untied": ["--model.style=gpt2", "--model.tied=false"],
+    "gpt2-untied": ["--model.style=gpt2", "--model.tie_embeddings=false"],
     "completep": [
         "--model.style=gpt2",
-        "--model.tied=false",
+        "--model.tie_embeddings=false",
         "--model.parametrization=completep",
         *("--model.base_d_model=4", "--model.base_d_head=2", "--model.base_n_layer=1"),
     ],
@@ -40,7 +40,7 @@ MODELS = {
 TOPOLOGIES: list[tuple[int, str, str, list[str]]] = [
     # ranks, name, model, keys
     (1, "zero1", "modern", [ZERO1]),
-    (1, "no-accumulation", "gpt2", ["--train.micro_batch=8"]),
+    (1, "no-accumulation", "gpt2", ["--train.micro_batch_size=8"]),
     (1, "recompute", "gpt2-untied", [RECOMPUTE]),
     (1, "compile", "modern", [COMPILE]),
     (1, "offload", "gpt2", [OFFLOAD]),

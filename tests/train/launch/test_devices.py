@@ -21,7 +21,7 @@ TWO_HOSTS = {"a": (0, 1, 2, 3), "b": (0, 1, 2, 3)}
 
 
 def make_run(devices: int = 1, name: str = "r") -> Run:
-    return Run(load_run(TINY, [f"--name={name}", "--train.global_batch=64"]), devices, Path("runs/x") / name)
+    return Run(load_run(TINY, [f"--name={name}", "--train.global_batch_size=64"]), devices, Path("runs/x") / name)
 
 
 def config(**keys: object) -> SweepConfig:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from train.config import load_run
 from train.launch.devices import Devices
-from train.launch.display import Progress, result_table, seconds_left, show_table, status_table
+from train.launch.display import SweepProgress, result_table, seconds_left, show_table, status_table
 from train.launch.plan import Plan, duration
 from train.launch.run_state import RunState, last_row, read_state
 from train.sweep.config import SweepConfig
@@ -42,7 +42,7 @@ def terminal(monkeypatch):
 
 
 def test_live_table(terminal):
-    with Progress(make_plan(*STATES)) as progress:
+    with SweepProgress(make_plan(*STATES)) as progress:
         progress.update(STATES)
     shown = terminal.getvalue()
     for words in ("100/300", "3.2500", "2,048", "3m", "1 complete, 2 running, 1 failed, 1 pending"):
@@ -54,7 +54,7 @@ def test_live_table(terminal):
 def test_live_table_fits_the_screen_and_keeps_what_runs(terminal):
     names = [*STATES, *(f"more{i}" for i in range(30))]
     states = STATES | {name: RunState("pending") for name in names if name not in STATES}
-    with Progress(make_plan(*names)) as progress:
+    with SweepProgress(make_plan(*names)) as progress:
         table = progress._table(states)
         assert table.row_count == 6
         progress.update(states)
@@ -62,7 +62,7 @@ def test_live_table_fits_the_screen_and_keeps_what_runs(terminal):
 
 
 def test_lines_in_a_log(capsys):
-    with Progress(make_plan(*STATES)) as progress:
+    with SweepProgress(make_plan(*STATES)) as progress:
         assert not progress.due()
         progress.say("half: started [on] the CPU")
         progress.update(STATES)

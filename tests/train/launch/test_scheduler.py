@@ -20,10 +20,10 @@ from tests.conftest import ROOT
 from train.distributed.ports import reserve_port
 from train.launch.devices import Devices, Slot
 from train.launch.events import last_failures, last_meaningful_lines, note_event, read_events
-from train.launch.job_queue import Job, hand_over
+from train.launch.job_queue import Job, enqueue
 from train.launch.plan import make_plan, measured_startup
 from train.launch.run_state import read_states
-from train.launch.scheduler import Command, Outcome, run_sweep
+from train.launch.scheduler import Command, SweepOutcome, run_sweep
 from train.supervision.processes import MARK, processes_of, start_guard, stop
 from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
@@ -33,7 +33,7 @@ BASE = """\
 precision: fp32
 model: {size: tiny-1k}
 data: {vocab_size: 257}
-train: {sequence_length: 16, global_batch: 4, micro_batch: 4, tokens: 640}
+train: {sequence_length: 16, global_batch_size: 4, micro_batch_size: 4, tokens: 640}
 optimizer: {lr: 0.01}
 """
 
@@ -46,7 +46,7 @@ def make_sweep(folder: Path, sizes: str = "[tiny-1k, tiny-3k, tiny-6k]", *overri
     return load_sweep(folder / "sweep.yaml", [where, "--grace_seconds=1", *overrides])
 
 
-def go(sweep: Sweep, behaviours: dict[str, str] | None = None, slots: int = 2) -> Outcome:
+def go(sweep: Sweep, behaviours: dict[str, str] | None = None, slots: int = 2) -> SweepOutcome:
     """Run a sweep with the stand-in; behaviours go by the size of a run."""
     devices = Devices("cpu", {"localhost": tuple(range(slots))})
     return run_sweep(make_plan(sweep, devices), lambda: None, fake_command(behaviours))
@@ -150,7 +150,7 @@ def test_failed_run_takes_its_worker_with_it(tmp_path):
 
 def test_workers_make_room_for_a_run_of_another_size(tmp_path):
     """Two runs on one GPU each, then one on both."""
-    large = "--points=[{model.size: tiny-1k, devices_per_run: 2, train.micro_batch: 2}]"
+    large = "--points=[{model.size: tiny-1k, devices_per_run: 2, train.micro_batch_size: 2}]"
     sweep = make_sweep(tmp_path, "[tiny-25k, tiny-98k]", large)
     devices = Devices("gpu", {"localhost": (0, 1)})
     outcome = run_sweep(make_plan(sweep, devices), lambda: None, fake_command())
@@ -191,7 +191,7 @@ def test_failure_leaves_siblings_alone(tmp_path, behaviour, reason):
     ],
 )
 def test_hung_run_is_killed_and_launched_again(tmp_path, behaviour, said):
-    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1", "--watch.slow_seconds=5")
+    sweep = make_sweep(tmp_path, "[tiny-1k, tiny-3k]", "--retries=1", "--watchdog.startup_timeout=5")
     begin = time.monotonic()
     outcome = go(sweep, {"tiny-3k": behaviour})
     assert time.monotonic() - begin < 60
@@ -222,7 +222,7 @@ def test_longest_first_and_a_port_each(tmp_path):
 
 def test_port_stays_reserved_against_another_process():
     mine = reserve_port()
-    code = f"from train.ports import _bind; import sys; sys.exit(_bind({mine.number + 1}) is not None)"
+    code = f"from train.distributed.ports import _bind; import sys; sys.exit(_bind({mine.number + 1}) is not None)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
     mine.release()
     assert subprocess.run([sys.executable, "-c", code]).returncode == 1
@@ -275,7 +275,7 @@ def test_what_an_earlier_sweep_left_running_is_ended(tmp_path):
     sweep = make_sweep(tmp_path, "[tiny-1k]")
     directory = sweep.config.directory / ".worker-0"
     directory.mkdir(parents=True)
-    hand_over(directory, Job(1, sweep.runs[0].directory))
+    enqueue(directory, Job(1, sweep.runs[0].directory))
     environment = os.environ | {MARK: str(directory.resolve())}
     left = subprocess.Popen([sys.executable, str(FAKE), str(directory), "stubborn"], env=environment)
     wait_for((directory / "stubborn").exists)

@@ -10,10 +10,10 @@ from tests.conftest import Ranks, read_record, read_rows, run_ranks, wait_for
 from train.checkpoint.stored_config import store_config
 from train.config import load_run
 from train.exit_codes import Status
-from train.launch.job_queue import Job, hand_over, jobs_done, report_done
+from train.launch.job_queue import Job, enqueue, jobs_done, mark_done
 from train.launch.run_state import checkpoint_step, last_row
 
-SMALL = ["--train.steps=12", "--evaluate.every=5"]
+SMALL = ["--train.steps=12", "--eval.interval=5"]
 WIDE = [*SMALL, "--model.d_model=32", "--train.sequence_length=16", "--seed=1"]
 STAGES = ["--parallel.pipeline_stages=2"]
 
@@ -24,15 +24,15 @@ class Worker:
     def __init__(self, processes: int, config: Path, folder: Path) -> None:
         self.processes, self.config, self.directory, self.handed = processes, config, folder / "worker", 0
         self.directory.mkdir(parents=True)
-        report_done(self.directory, 0)
+        mark_done(self.directory, 0)
         self.ranks = Ranks(processes, ["--jobs", str(self.directory)])
 
-    def hand_over(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
+    def enqueue(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
         """Hand over the next run, and wait until it is done or the worker has ended."""
         if run_dir is not None:
             store_config(load_run(self.config, list(overrides)), run_dir)
         self.handed += 1
-        hand_over(self.directory, Job(self.handed, run_dir))
+        enqueue(self.directory, Job(self.handed, run_dir))
         while wait and jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:
             time.sleep(0.05)
 
@@ -83,7 +83,7 @@ def test_failure_ends_the_worker_with_the_exit_status_of_the_run(small_run: Path
 
 @pytest.mark.slow
 def test_signal_in_a_later_run_of_a_worker_saves_it(small_run: Path, tmp_path: Path) -> None:
-    """As from a sweep that is asked to end; `checkpoint.every` is null."""
+    """As from a sweep that is asked to end; `checkpoint.interval` is null."""
     first, second = (Worker(1, small_run, tmp_path / name) for name in ("first", "second"))
     first.hand_over(tmp_path / "done", *SMALL)
     first.hand_over(tmp_path / "stopped", "--train.steps=200", wait=False)

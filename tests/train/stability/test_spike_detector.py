@@ -11,8 +11,8 @@ from configs.reader import ConfigError, build
 from scripts.bench.bench_spikes import TEST_SEEDS, curves_of, ours, score
 from tests.conftest import ROOT
 from train.config import SpikeConfig, load_run
-from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, judge
-from train.stability.spike_guard import Course, SpikeGuard
+from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, detect_spike
+from train.stability.spike_guard import RecoveryState, SpikeGuard
 
 CONFIG = SpikeConfig()
 
@@ -41,7 +41,7 @@ def follow(
     """Judge a sequence up to the first decision to go back; return the last state and all verdicts."""
     state, verdicts = state or SpikeState(), []
     for step, (loss, norm) in enumerate(values, first):
-        state, verdict = judge(state, step, loss, norm, CONFIG)
+        state, verdict = detect_spike(state, step, loss, norm, CONFIG)
         verdicts.append(verdict)
         if verdict.kind in (Kind.ROLLBACK, Kind.DIVERGED):
             break
@@ -81,13 +81,13 @@ def test_a_bad_batch_is_an_outlier_and_does_not_move_the_baseline() -> None:
         assert verdict.kind is Kind.OUTLIER
 
 
-def test_a_loss_that_stays_up_is_rolled_back_after_the_grace_period() -> None:
+def test_a_loss_that_stays_up_is_rolled_back_after_its_patience() -> None:
     state, _ = follow(calm(200))
     up = [(loss * 1.2, norm) for loss, norm in calm(100, seed=1)]
     _, verdicts = follow(up, state, first=200)
     soft, rollback = (v for v in verdicts if v.kind not in (Kind.OK, Kind.OUTLIER))
     assert (soft.step, soft.onset) == (202, 200)
-    assert (rollback.step, rollback.onset) == (202 + CONFIG.grace, 200)
+    assert (rollback.step, rollback.onset) == (202 + CONFIG.patience, 200)
 
 
 def test_a_rise_that_noise_hides_in_every_single_step_is_a_spike_all_the_same() -> None:
@@ -138,21 +138,21 @@ def test_the_state_survives_json_at_any_moment() -> None:
     state = copy = SpikeState()
     for step, (loss, norm) in enumerate(values):
         copy = SpikeState.from_json(json.loads(json.dumps(copy.to_json(), allow_nan=False)))
-        state, verdict = judge(state, step, loss, norm, CONFIG)
-        copy, same = judge(copy, step, loss, norm, CONFIG)
+        state, verdict = detect_spike(state, step, loss, norm, CONFIG)
+        copy, same = detect_spike(copy, step, loss, norm, CONFIG)
         assert (copy, same) == (state, verdict)
 
 
 def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_them() -> None:
     run = load_run(ROOT / "configs/runs/tiny.yaml")
-    guard = SpikeGuard(run, Course())
+    guard = SpikeGuard(run, RecoveryState())
     guard.judge(1, torch.tensor(9.0), 1.0, now=True)
     assert guard.take_loss_mean() == 9
     guard.judge(2, torch.tensor(4.0), 1.0, now=False)
     guard.judge(3, torch.tensor(2.0), 1.0, now=True)
-    saved = json.dumps(guard.course.to_json())
-    guard = SpikeGuard(run, Course.from_json(json.loads(saved)))
-    assert not guard.course.describe(8)["tainted"]
+    saved = json.dumps(guard.recovery.to_json())
+    guard = SpikeGuard(run, RecoveryState.from_json(json.loads(saved)))
+    assert not guard.recovery.describe(8)["tainted"]
     guard.judge(4, torch.tensor(6.0), 1.0, now=False)
     guard.judge(5, torch.tensor(math.nan), 1.0, now=True)
     assert guard.take_loss_mean() == 4
@@ -161,8 +161,8 @@ def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_th
 
 def test_impossible_thresholds_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
-        build(SpikeConfig, {"history": 200, "loss_count": 9, "grace": 0, "loss_z": -1.0}, "run.yaml")
-    assert [problem.key for problem in caught.value.problems] == ["loss_z", "grace", "history", "loss_count"]
+        build(SpikeConfig, {"history": 200, "loss_count": 9, "patience": 0, "loss_z": -1.0}, "run.yaml")
+    assert [problem.key for problem in caught.value.problems] == ["loss_z", "patience", "history", "loss_count"]
     assert "nearest is 128" in str(caught.value)
 
 

@@ -12,7 +12,7 @@ from tests.conftest import Ranks, read_record
 from train.telemetry.metrics import read_metrics
 
 STEPS, AT, EARLY = 340, 250, 100
-COMMON = [f"--train.steps={STEPS}", "--checkpoint.every=20", "--checkpoint.keep=20", "--spikes.margin=30"]
+COMMON = [f"--train.steps={STEPS}", "--checkpoint.interval=20", "--checkpoint.keep=20", "--spikes.rollback_margin=30"]
 FIVE = [AT + i for i in range(5)]
 
 CASES: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import torch
 
 from data.files import only_process, require_writable
 from tests.conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
-from train.exit_codes import MEANING, Status
+from train.exit_codes import DESCRIPTIONS, Status
 from train.launch.run_state import checkpoint_step
 from train.supervision.jit_locks import clear_stale_locks
 
@@ -93,7 +93,7 @@ def test_hung_rank_is_named_and_ends_the_run(
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", device)
     run_dir = tmp_path / "run"
-    limits = ["--watch.step_seconds=3", "--train.steps=100000"]
+    limits = ["--watchdog.step_timeout=3", "--train.steps=100000"]
     ranks = Ranks(2, ["--config", str(small_run), "--run-dir", str(run_dir), *limits])
     wait_for(lambda: logged(run_dir, 20))
     ranks.processes[1].send_signal(signal.SIGSTOP)
@@ -135,7 +135,7 @@ def test_end_of_one_rank_ends_the_others(how: str, statuses: list[int], small_ru
     assert "Traceback" not in output
     assert not (tmp_path / "run/record.json").exists()
     if how == "memory":
-        assert "--train.micro_batch=1 (now 2; gradients accumulate)" in output
+        assert "--train.micro_batch_size=1 (now 2; gradients accumulate)" in output
         assert "--train.activation_checkpointing=true" in output
         assert "--parallel.zero_stage=1 (now 0)" in output
 
@@ -214,4 +214,4 @@ def test_lock_of_a_killed_compilation_is_cleared(tmp_path: Path) -> None:
 def test_documentation_explains_every_status() -> None:
     text = (ROOT / "docs/running.md").read_text()
     for status in Status:
-        assert f"\n| {status} | {MEANING[status]}" in text
+        assert f"\n| {status} | {DESCRIPTIONS[status]}" in text

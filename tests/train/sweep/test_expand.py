@@ -15,7 +15,7 @@ BASE = """\
 name: base
 model: {size: tiny-25k}
 data: {vocab_size: 512}
-train: {sequence_length: 32, global_batch: 8, micro_batch: 4, steps: 50}
+train: {sequence_length: 32, global_batch_size: 8, micro_batch_size: 4, steps: 50}
 optimizer: {lr: 0.01}
 """
 
@@ -124,7 +124,7 @@ axes:
 
 
 def test_devices_can_vary(tmp_path):
-    sweep = sweep_of(tmp_path, "points: [{seed: 1}, {seed: 2, devices_per_run: 4, train.micro_batch: 2}]")
+    sweep = sweep_of(tmp_path, "points: [{seed: 1}, {seed: 2, devices_per_run: 4, train.micro_batch_size: 2}]")
     assert [(run.devices, run.data_parallel, run.accumulation) for run in sweep.runs] == [(1, 1, 2), (4, 4, 1)]
     assert names(sweep) == ["tiny-25k-12.8ktok-seed1", "tiny-25k-12.8ktok-seed2"]
 
@@ -150,9 +150,9 @@ def test_printed_configuration_gives_the_same_runs(tmp_path):
 
 
 def test_all_problems_of_all_runs_at_once(tmp_path):
-    told = problems(tmp_path, "axes: {model.size: [tiny-1k, tiny-26k], train.micro_batch: [4, 3]}")
+    told = problems(tmp_path, "axes: {model.size: [tiny-1k, tiny-26k], train.micro_batch_size: [4, 3]}")
     assert "model.size: 'tiny-26k' is not a known size; nearest is 'tiny-6k'" in told
-    assert "train.micro_batch: 3 does not divide global_batch=8; nearest is 2" in told
+    assert "train.micro_batch_size: 3 does not divide global_batch_size=8; nearest is 2" in told
     assert str(tmp_path / "sweep.yaml") in told
     assert "in 2 of 4 runs" in told
     assert told.count("\n") == 1
@@ -178,7 +178,11 @@ def test_all_problems_of_all_runs_at_once(tmp_path):
         ("axes: {seed: [1]}", ["--name=../x"], "command line: name: '../x' is not a safe name"),
         ("axes: {seed: [1]}", ["--sead=2"], "command line: sead: unknown key; did you mean 'seed'?"),
         ("axes: {seed: [1]}", ["--model.n_head=3"], "model.n_head: 3 does not divide d_model=32; nearest is 2"),
-        ("devices_per_run: 3", [], "train.global_batch: 8 does not divide over 3 data-parallel ranks; nearest is 9"),
+        (
+            "devices_per_run: 3",
+            [],
+            "train.global_batch_size: 8 does not divide over 3 data-parallel ranks; nearest is 9",
+        ),
         ("devices_per_run: 3", ["--parallel.pipeline_stages=2"], "3 does not divide into replicas of 2 devices"),
         ("points: [{devices_per_run: two}]", [], "devices_per_run: 'two' is not a whole number above 0"),
         ("retries: -1", [], "retries: -1 must not be negative"),

@@ -12,8 +12,8 @@ from train.sweep.run import Sweep
 
 BASE = """
 model: {size: gpt2, style: modern, context_length: 2048}
-data: {source: pysource, vocab_size: 50257}
-train: {sequence_length: 2048, global_batch: 8, micro_batch: 8, tokens: 1_000_000}
+data: {source: python_source, vocab_size: 50257}
+train: {sequence_length: 2048, global_batch_size: 8, micro_batch_size: 8, tokens: 1_000_000}
 optimizer: {lr: 0.01}
 """
 ONE_BILLION = "{model.n_layer: 24, model.d_model: 1792, model.n_head: 14, train.tokens: 20_000_000_000}"
@@ -31,8 +31,8 @@ def test_published_values(tmp_path: Path) -> None:
     (run,) = sweep(tmp_path, f"rules: {keys}\npoints: [{ONE_BILLION}]").runs
     N, D = 925e6, 2e10
     assert run.config.optimizer.lr == pytest.approx(1.79 * N**-0.713 * D**0.307, rel=1e-2)  # about 1e-3
-    assert run.config.train.global_batch * 2048 == pytest.approx(0.58 * D**0.571, rel=2e-2)  # about 440,000 tokens
-    assert run.config.train.global_batch % 8 == 0
+    assert run.config.train.global_batch_size * 2048 == pytest.approx(0.58 * D**0.571, rel=2e-2)  # about 440,000 tokens
+    assert run.config.train.global_batch_size % 8 == 0
     assert run.config.schedule.warmup_length(run.config.steps) == pytest.approx(N / D * run.config.steps, rel=1e-2)
     forgets = 1 / (run.config.optimizer.lr * run.config.optimizer.weight_decay)
     assert forgets == pytest.approx(0.2 * run.config.steps, rel=1e-4)
@@ -40,7 +40,7 @@ def test_published_values(tmp_path: Path) -> None:
     (run,) = sweep(tmp_path, f"rules: {{lr: deepseek, batch: deepseek, warmup: untuned}}\npoints: [{ONE_BILLION}]").runs
     C = (6 * N + 12 * 24 * 1792 * 2048) * D
     assert run.config.optimizer.lr == pytest.approx(0.3118 * C**-0.125, rel=1e-2)
-    assert run.config.train.global_batch * 2048 == pytest.approx(0.292 * C**0.3271, rel=2e-2)
+    assert run.config.train.global_batch_size * 2048 == pytest.approx(0.292 * C**0.3271, rel=2e-2)
     assert run.config.schedule.warmup_steps == 40
 
 
@@ -49,8 +49,8 @@ def test_what_is_stated_wins(tmp_path: Path) -> None:
     by_point, by_rule = sweep(tmp_path, text).runs
     assert by_point.config.optimizer.lr == 0.5
     assert by_rule.config.optimizer.lr != 0.5
-    for run in sweep(tmp_path, text, "--train.global_batch=16").runs:
-        assert run.config.train.global_batch == 16
+    for run in sweep(tmp_path, text, "--train.global_batch_size=16").runs:
+        assert run.config.train.global_batch_size == 16
 
 
 def test_multiples_of_a_rule(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_the_plan_names_the_source_of_every_value(tmp_path: Path) -> None:
         "2401.02954",
         "2406.19146",
         "optimizer.lr",
-        "train.global_batch",
+        "train.global_batch_size",
         "schedule.warmup_steps",
     ):
         assert word in lines

@@ -15,23 +15,23 @@ from tests.conftest import ROOT, read_record, read_rows
 from tests.train.launch.test_scheduler import FAKE, launches
 from tests.train.launch.test_worker import Worker, result
 from train.checkpoint.manifest import newest_first, prune, step_of, write_manifest
-from train.checkpoint.stored_config import require_same_course, store_config
+from train.checkpoint.stored_config import require_same_prefix, store_config
 from train.config import BranchConfig, load_run
 from train.engine.lr_schedule import lr_multiplier
 from train.launch.devices import Devices, Slot
 from train.launch.plan import make_plan, plan_summary
-from train.launch.scheduler import Outcome, run_sweep
+from train.launch.scheduler import SweepOutcome, run_sweep
 from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
 from train.sweep.trunk import start_of
 
-WSD = ["--schedule.kind=wsd", "--schedule.warmup_steps=3", "--schedule.cooldown=0.25"]
+WSD = ["--schedule.kind=wsd", "--schedule.warmup_steps=3", "--schedule.cooldown_fraction=0.25"]
 BASE = """\
 model: {size: tiny-1k}
 data: {vocab_size: 257}
-train: {sequence_length: 16, global_batch: 4, micro_batch: 4}
+train: {sequence_length: 16, global_batch_size: 4, micro_batch_size: 4}
 optimizer: {lr: 0.01}
-schedule: {kind: wsd, warmup_steps: 3, cooldown: 0.25}
+schedule: {kind: wsd, warmup_steps: 3, cooldown_fraction: 0.25}
 """
 
 
@@ -47,7 +47,7 @@ def go(
     sweep: Sweep,
     behaviours: dict[str, str] | None = None,
     unneeded: Callable[[], dict[str, str]] = dict,
-) -> Outcome:
+) -> SweepOutcome:
     """Run a sweep with the stand-in for the trainer on two places; behaviours go by the name of a run."""
 
     def command(directory: Path, processes: int, slot: Slot, port: int) -> list[str]:
@@ -87,7 +87,7 @@ def test_longest_run_of_a_course_is_the_trunk(tmp_path: Path) -> None:
     ("override", "said"),
     [
         ("--schedule.kind=cosine", "schedule.kind: cosine depends on the length"),
-        ("--schedule.warmup_steps=null", "schedule.warmup: 0.05 is a fraction of the length"),
+        ("--schedule.warmup_steps=null", "schedule.warmup_fraction: 0.05 is a fraction of the length"),
         ("--schedule.warmup_steps=13", "schedule.warmup_steps: 13 is more than the 12 steps before"),
     ],
 )
@@ -147,15 +147,15 @@ def test_another_run_is_no_trunk(tmp_path: Path) -> None:
     sweep = ladder(tmp_path)
     short, _, trunk = sweep.runs
     with pytest.raises(ConfigError, match="there is no run to branch off from"):
-        require_same_course(short.config, short.directory)
+        require_same_prefix(short.config, short.directory)
     store_config(trunk.config, trunk.directory)
-    require_same_course(short.config, short.directory)
+    require_same_prefix(short.config, short.directory)
     for other, said in [
         (replace(short.config, seed=1), "seed: is 1 here, and 0 in the run that branch.run names"),
         (replace(short.config, branch=BranchConfig(run=trunk.name, step=13)), "branch.step: 13 is in the cooldown"),
     ]:
         with pytest.raises(ConfigError, match=said):
-            require_same_course(other, short.directory)
+            require_same_prefix(other, short.directory)
 
 
 @pytest.mark.slow
@@ -163,10 +163,10 @@ def test_another_run_is_no_trunk(tmp_path: Path) -> None:
 def test_branch_is_the_run_by_itself_bit_for_bit(small_run: Path, tmp_path: Path, more: list[str]) -> None:
     """Branches begin while the trunk is complete or not; one goes on from a checkpoint of its own."""
     worker = Worker(1, small_run, tmp_path)
-    common = [*WSD, *more, "--evaluate.every=7", "--log_every=2"]
+    common = [*WSD, *more, "--eval.interval=7", "--log_every=2"]
     worker.hand_over(tmp_path / "trunk", *common, "--train.steps=24", "--checkpoint.branch_points=[9,12,18]")
     for steps, point in ((12, 9), (16, 12)):
-        branch = ["--branch.run=trunk", f"--branch.step={point}", "--checkpoint.every=11", f"--train.steps={steps}"]
+        branch = ["--branch.run=trunk", f"--branch.step={point}", "--checkpoint.interval=11", f"--train.steps={steps}"]
         worker.hand_over(tmp_path / f"branch-{steps}", *common, *branch)
         worker.hand_over(tmp_path / f"alone-{steps}", *common, f"--train.steps={steps}")
     shutil.copytree(tmp_path / "branch-12", tmp_path / "killed")  # after step 11
