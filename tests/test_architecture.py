@@ -31,6 +31,9 @@ WHOLE = ("scripts", "evaluation", "model", "configs")
 FORBIDDEN = {"scaling": ("train", "evaluation", "torch", "deepspeed"), "scripts.fit": ("torch",)}
 """What a package must not import although it lies below."""
 
+TAKE_SECTIONS = ("stability",)
+"""Rooms of `train` that are given the sections they read, or a small value made of them, never a whole run."""
+
 
 def room_of(module: str) -> str | None:
     """The room of a module, None where it has none."""
@@ -107,6 +110,25 @@ def test_a_planted_fault_is_found(tmp_path: Path, file: str, text: str, fault: s
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     assert any(fault in sentence for sentence in faults(tmp_path))
+
+
+def names_the_whole_run(path: Path) -> bool:
+    """Whether a file imports `RunConfig`, annotates something with it, or reaches it by way of its module."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    names = (getattr(node, key, None) for node in nodes for key in ("id", "attr", "name", "value"))
+    return any(isinstance(name, str) and name.strip() == "RunConfig" for name in names)
+
+
+def test_a_room_is_given_what_it_reads(tmp_path: Path) -> None:
+    files = [path for room in TAKE_SECTIONS for path in (ROOT / "train" / room).glob("*.py")]
+    assert not [path for path in files if names_the_whole_run(path)]
+    for fault in (
+        "from train.config import RunConfig",
+        "def f(run: 'RunConfig'): ...",
+        "def f(x: config.RunConfig): ...",
+    ):
+        (tmp_path / "x.py").write_text(fault)
+        assert names_the_whole_run(tmp_path / "x.py")
 
 
 def packages_installed(pyproject: Path) -> set[str]:

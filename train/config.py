@@ -13,6 +13,9 @@ from data.corpus.tokenizer import expand_data
 from model.config import ModelConfig, expand_model
 from model.counts import training_flops_per_token
 
+Precision = Literal["fp32", "bf16", "fp16"]
+"""Number format of weights and activations in the forward and backward pass."""
+
 
 @config
 class TrainConfig:
@@ -326,7 +329,7 @@ class RunConfig:
     """Name of the run: letters, digits, '.', '_' and '-'."""
     seed: int = 0
     """Decides initial weights and the order of the data."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Number format of weights and activations in the forward and backward pass."""
     model: ModelConfig
     """The model."""

@@ -148,14 +148,14 @@ def _resume(
         recovery = after.next_attempt(resumed.step, recovery)
         if run.checkpoint.interval is not None:
             checkpoint.save(engine, run, run_dir, resumed.step, recovery.to_json(), topology)
-    return resumed.step, SpikeGuard(run, recovery)
+    return resumed.step, SpikeGuard(run.spikes, run.precision, recovery)
 
 
 def _go_back(verdict: Verdict, guard: SpikeGuard, run_dir: Path, topology: Topology) -> Rollback:
     if verdict.kind is Kind.DIVERGED:
         raise TrainingDiverged(f"{run_dir}: {verdict.reason} at step {verdict.step}; try a lower optimizer.lr")
     rollback = Rollback(guard.recovery, verdict)
-    checkpoint.quarantine(run_dir, rollback.latest_step(guard.run.spikes.rollback_margin), topology)
+    checkpoint.quarantine(run_dir, rollback.latest_step(guard.config.rollback_margin), topology)
     return rollback
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from train.config import RunConfig
+from train.config import Precision, SpikeConfig
 from train.distributed.topology import uses_gpu
 from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, detect_spike
 
@@ -87,9 +87,9 @@ class SpikeGuard:
     depends on the delay, because a rollback counts from the step that was judged.
     """
 
-    def __init__(self, run: RunConfig, recovery: RecoveryState) -> None:
-        """Go on with a run from the state of its recovery."""
-        self.run, self.recovery = run, recovery
+    def __init__(self, config: SpikeConfig, precision: Precision, recovery: RecoveryState) -> None:
+        """Go on from the state of a run's recovery."""
+        self.config, self.precision, self.recovery = config, precision, recovery
         self._queued: list[_Measured] = []
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor | float, now: bool) -> list[Verdict]:
@@ -101,7 +101,7 @@ class SpikeGuard:
             grad_norm: its gradient norm before clipping; not finite where the update was skipped.
             now: judge this step at once; otherwise those before it.
         """
-        if not self.run.spikes.enabled:
+        if not self.config.enabled:
             ended = now and not math.isfinite(float(loss))
             return [Verdict(Kind.DIVERGED, step, step, f"the loss is {float(loss)}")] if ended else []
         arrived = torch.cuda.Event() if uses_gpu() else None
@@ -128,9 +128,9 @@ class SpikeGuard:
         if math.isfinite(loss):
             total, steps = self.recovery.unlogged
             self.recovery = replace(self.recovery, unlogged=(total + loss, steps + 1))
-        if self.run.precision == "fp16" and math.isfinite(loss) and not math.isfinite(grad_norm):
+        if self.precision == "fp16" and math.isfinite(loss) and not math.isfinite(grad_norm):
             return None  # the loss scaler is looking for its scale
-        detector, verdict = detect_spike(self.recovery.detector, measured.step, loss, grad_norm, self.run.spikes)
+        detector, verdict = detect_spike(self.recovery.detector, measured.step, loss, grad_norm, self.config)
         lost = self.recovery.lost_updates + (verdict.kind is Kind.HARD)
         self.recovery = replace(self.recovery, detector=detector, lost_updates=lost)
         return verdict

@@ -9,8 +9,7 @@ import torch
 
 from configs.reader import ConfigError, build
 from scripts.bench.bench_spikes import TEST_SEEDS, curves_of, ours, score
-from tests.conftest import ROOT
-from train.config import SpikeConfig, load_run
+from train.config import SpikeConfig
 from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, detect_spike
 from train.stability.spike_guard import RecoveryState, SpikeGuard
 
@@ -144,14 +143,13 @@ def test_the_state_survives_json_at_any_moment() -> None:
 
 
 def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_them() -> None:
-    run = load_run(ROOT / "configs/runs/tiny.yaml")
-    guard = SpikeGuard(run, RecoveryState())
+    guard = SpikeGuard(SpikeConfig(), "fp32", RecoveryState())
     guard.judge(1, torch.tensor(9.0), 1.0, now=True)
     assert guard.take_loss_mean() == 9
     guard.judge(2, torch.tensor(4.0), 1.0, now=False)
     guard.judge(3, torch.tensor(2.0), 1.0, now=True)
     saved = json.dumps(guard.recovery.to_json())
-    guard = SpikeGuard(run, RecoveryState.from_json(json.loads(saved)))
+    guard = SpikeGuard(SpikeConfig(), "fp32", RecoveryState.from_json(json.loads(saved)))
     assert not guard.recovery.describe(8)["tainted"]
     guard.judge(4, torch.tensor(6.0), 1.0, now=False)
     guard.judge(5, torch.tensor(math.nan), 1.0, now=True)
