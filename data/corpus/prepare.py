@@ -34,7 +34,8 @@ from data.corpus.shards import (
     write_file,
     write_manifest,
 )
-from data.corpus.sources import Source, open_source
+from data.corpus.source import Source
+from data.corpus.sources import open_source
 from data.corpus.tokenizer import ByteTokenizer, for_config, load, tokenizer_of_numbers
 from data.files import sync, sync_directory
 

@@ -5,10 +5,11 @@ far from those it is a guess, and the plan says so. Under muP and CompleteP (`mo
 rate needs no such rule.
 """
 
+import difflib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from configs.reader import ConfigError, Problem, config
 from model.config import ModelConfig
@@ -38,7 +39,7 @@ class HparamRule:
     source: str
     value: Callable[[RunSize], float]
     fitted: Mapping[str, Range]
-    """Fields of `Size` and the range that the rule was fitted over."""
+    """Fields of `RunSize` and the range that the rule was fitted over."""
 
 
 _DEEPSEEK = "DeepSeek: Bi et al. 2024, arXiv 2401.02954, equation 1"
@@ -94,11 +95,11 @@ class LrRule:
 class RulesConfig:
     """What follows from the size of each run, and by which rule. A key of an axis, a point or the command line wins."""
 
-    lr: Literal["deepseek", "step_law"] | None = None
-    """`optimizer.lr`: `deepseek` or `step_law` of `LR`."""
-    batch: Literal["deepseek", "step_law"] | None = None
+    lr: str | None = None
+    """`optimizer.lr`: a rule of `LR`."""
+    batch: str | None = None
     """`train.global_batch_size`, to the nearest multiple of the micro-batches of all devices: a rule of `BATCH`."""
-    warmup: Literal["porian", "untuned"] | None = None
+    warmup: str | None = None
     """`schedule.warmup_steps`, at most half of the run: a rule of `WARMUP`, or `untuned`, which is 2 / (1 - beta2)."""
     timescale: float | None = None
     """`optimizer.weight_decay` = 1 / (lr x steps x this): AdamW forgets over this fraction of a run, whatever its
@@ -106,6 +107,10 @@ class RulesConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
+        for key, rules in (("lr", [*LR]), ("batch", [*BATCH]), ("warmup", [*WARMUP, "untuned"])):
+            if (name := getattr(self, key)) is not None and name not in rules:
+                near = difflib.get_close_matches(name, rules, n=1, cutoff=0.0)[0]
+                yield key, f"\"{name}\" is not one of {', '.join(rules)}; nearest is '{near}'"
         if self.timescale is not None and self.timescale <= 0:
             yield "timescale", f"{self.timescale} must be above 0"
 

@@ -2,16 +2,21 @@
 
 import bz2
 import gzip
+import importlib
 import json
 import lzma
 import os
+import pkgutil
+import typing
 
 import datasets
 import pandas as pd
 import pytest
 
+import data.corpus.sources
 from data.config import DataConfig, DataError
-from data.corpus.sources import fingerprint, open_source
+from data.corpus.sources import open_source
+from data.corpus.sources.files import fingerprint
 
 TEXTS = ["first, with a comma", 'second "quoted"\nin two lines', "dritte: größer als zwölf"]
 
@@ -88,7 +93,7 @@ def test_hub_records_the_commit_and_reads_exactly_that(monkeypatch):
         return datasets.IterableDataset.from_generator(lambda: iter([{"text": "a"}]))
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    monkeypatch.setattr("data.corpus.sources._commit", lambda dataset, revision: f"commit-of-{revision}")
+    monkeypatch.setattr("data.corpus.sources.hub._commit", lambda dataset, revision: f"commit-of-{revision}")
     source = open_source(DataConfig(source="hub", dataset="some/set", subset="en", revision="v1"))
     assert list(source.texts()) == ["a"]
     assert asked == {
@@ -198,3 +203,10 @@ def test_fingerprint_sees_every_byte_of_a_small_file_and_the_size_of_any(tmp_pat
         path.write_bytes(content)
         seen.add(fingerprint(path))
     assert len(seen) == 5
+
+
+def test_every_source_of_the_configuration_is_a_module_that_opens_it():
+    named = {*typing.get_args(typing.get_type_hints(DataConfig)["source"])} - {"prepared"}  # read as it lies
+    assert named == {module.name for module in pkgutil.iter_modules(data.corpus.sources.__path__)}
+    for name in named:
+        assert callable(importlib.import_module(f"data.corpus.sources.{name}").open_source)
