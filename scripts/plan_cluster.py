@@ -12,8 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.reader import ConfigError, Problem
+from model.config import ModelConfig
 from model.counts import count_parameters
-from train.config import RunConfig, load_run
+from train.config import RunConfig, StepPlan, load_run
 from train.cost.gpus import GIB, GPUS, USABLE
 from train.cost.memory import blocks_of_stage
 from train.cost.step_time import MATMUL_EFFICIENCY, Cluster, Prediction, alternatives, obstacle, predict, replicas_of
@@ -65,9 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ConfigError as error:
         print(f"plan_cluster.py: {error}", file=sys.stderr)
         return 2
-    problem = obstacle(run, cluster.devices)
-    prediction = None if problem else predict(run, cluster)
-    others = alternatives(run, cluster)[: options.alternatives] if options.alternatives else []
+    problem = obstacle(run.step_plan, cluster.devices)
+    prediction = None if problem else predict(run.step_plan, cluster)
+    others = alternatives(run.step_plan, cluster)[: options.alternatives] if options.alternatives else []
     if options.json:
         print(json.dumps(_as_json(run, cluster, prediction, problem, others), indent=2))
     else:
@@ -113,7 +114,7 @@ def _print(
     options: argparse.Namespace,
     prediction: Prediction | None,
     problem: str | None,
-    others: list[tuple[RunConfig, Prediction]],
+    others: list[tuple[StepPlan, Prediction]],
 ) -> None:
     console = Console(width=None if sys.stdout.isatty() else 120)
     parameters = count_parameters(run.model).total
@@ -124,7 +125,7 @@ def _print(
     if prediction is None:
         print(f"cannot be spread so: {problem}")
     else:
-        console.print(_stage_table(run, prediction))
+        console.print(_stage_table(run.model, prediction))
         print(*_summary(run, cluster, prediction), sep="\n")
     if others:
         console.print(_alternatives_table(cluster, others))
@@ -136,7 +137,7 @@ def _gib(size: float) -> str:
     return f"{size / GIB:,.2f}"
 
 
-def _stage_table(run: RunConfig, prediction: Prediction) -> Table:
+def _stage_table(model: ModelConfig, prediction: Prediction) -> Table:
     stages = len(prediction.memory)
     shown = set(range(stages))
     if stages > _SHOWN_STAGES:
@@ -158,7 +159,7 @@ def _stage_table(run: RunConfig, prediction: Prediction) -> Table:
     for stage in sorted(shown):
         memory = prediction.memory[stage]
         sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
-        blocks = blocks_of_stage(run.model.n_layer, stages, stage)
+        blocks = blocks_of_stage(model.n_layer, stages, stage)
         table.add_row(f"{stage + 1}/{stages}", str(blocks), *map(_gib, sizes), memory.worst_moment, _gib(memory.host))
     return table
 
@@ -195,7 +196,7 @@ def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[s
     ]
 
 
-def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Prediction]]) -> Table:
+def _alternatives_table(cluster: Cluster, others: list[tuple[StepPlan, Prediction]]) -> Table:
     table = Table(title="topologies of this trainer that fit, the fastest first", title_justify="left")
     for heading in (
         "stages",
@@ -210,14 +211,14 @@ def _alternatives_table(cluster: Cluster, others: list[tuple[RunConfig, Predicti
         "MFU",
     ):
         table.add_column(heading, justify="right", no_wrap=True)
-    for run, prediction in others:
+    for plan, prediction in others:
         table.add_row(
-            str(run.parallel.pipeline_stages),
-            str(run.parallel.tensor_parallel),
-            str(replicas_of(run, cluster.devices)),
-            str(run.zero_stage),
-            str(run.train.micro_batch_size),
-            "yes" if run.train.activation_checkpointing else "no",
+            str(plan.parallel.pipeline_stages),
+            str(plan.parallel.tensor_parallel),
+            str(replicas_of(plan.parallel, cluster.devices)),
+            str(plan.zero_stage),
+            str(plan.train.micro_batch_size),
+            "yes" if plan.train.activation_checkpointing else "no",
             _gib(prediction.peak),
             f"{prediction.bubble:.1%}",
             f"{prediction.step.seconds:.3g}",
@@ -231,17 +232,17 @@ def _as_json(
     cluster: Cluster,
     prediction: Prediction | None,
     problem: str | None,
-    others: list[tuple[RunConfig, Prediction]],
+    others: list[tuple[StepPlan, Prediction]],
 ) -> dict[str, Any]:
     """Return everything that the tables say, in bytes and seconds."""
 
-    def described(run: RunConfig, prediction: Prediction) -> dict[str, Any]:
+    def described(plan: StepPlan, prediction: Prediction) -> dict[str, Any]:
         return {
-            "pipeline_stages": run.parallel.pipeline_stages,
-            "tensor_parallel": run.parallel.tensor_parallel,
-            "zero_stage": run.zero_stage,
-            "micro_batch_size": run.train.micro_batch_size,
-            "activation_checkpointing": run.train.activation_checkpointing,
+            "pipeline_stages": plan.parallel.pipeline_stages,
+            "tensor_parallel": plan.parallel.tensor_parallel,
+            "zero_stage": plan.zero_stage,
+            "micro_batch_size": plan.train.micro_batch_size,
+            "activation_checkpointing": plan.train.activation_checkpointing,
             "fits": _fits(prediction, cluster),
             "peak_bytes": prediction.peak,
             "memory": [dataclasses.asdict(memory) | {"peak": memory.peak} for memory in prediction.memory],
@@ -258,7 +259,7 @@ def _as_json(
         "devices": cluster.devices,
         "gpu": dataclasses.asdict(cluster.gpu),
         "problem": problem,
-        "plan": None if prediction is None else described(run, prediction),
+        "plan": None if prediction is None else described(run.step_plan, prediction),
         "alternatives": [described(*other) for other in others],
     }
 

@@ -31,7 +31,7 @@ WHOLE = ("scripts", "evaluation", "model", "configs")
 FORBIDDEN = {"scaling": ("train", "evaluation", "torch", "deepspeed"), "scripts.fit": ("torch",)}
 """What a package must not import although it lies below."""
 
-TAKE_SECTIONS = ("stability",)
+TAKE_SECTIONS = ("cost", "stability", "supervision")
 """Rooms of `train` that are given the sections they read, or a small value made of them, never a whole run."""
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,6 +37,10 @@ class TrainConfig:
     """Keep only each block's input and recompute the rest in the backward pass."""
     gradient_dtype: Literal["fp32", "bf16"] = "fp32"
     """What gradients add up in over micro-batches and replicas when `precision` is bf16: bf16 loses small terms."""
+
+    def micro_batches(self, data_parallel: int) -> int:
+        """Return how many micro-batches each of so many replicas accumulates in a step."""
+        return self.global_batch_size // (self.micro_batch_size * data_parallel)
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot run."""
@@ -321,6 +325,69 @@ class WandbConfig:
     """Runs shown together; a sweep sets its own name."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """What one optimizer step computes and how it is spread over devices: of a run, what engine and cost plan read.
+
+    Neither the text nor the length of the run is in it; `steps` and `tokens` of `train` do not count.
+    """
+
+    precision: Precision
+    model: ModelConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig
+
+    @property
+    def zero_stage(self) -> int:
+        """The ZeRO stage in force."""
+        if self.parallel.zero_stage is not None:
+            return self.parallel.zero_stage
+        whole = self.parallel.devices_per_replica == 1 and not self.parallel.offload_optimizer
+        return 0 if self.precision == "fp32" and whole else 1
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of the step, over all devices."""
+        return self.train.global_batch_size * self.train.sequence_length
+
+    @property
+    def flops_per_token(self) -> int:
+        """Exact training FLOPs per token."""
+        return training_flops_per_token(self.model, self.train.sequence_length)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every combination across sections that cannot run."""
+        if self.train.sequence_length > self.model.context_length:
+            message = f"is longer than model.context_length={self.model.context_length}"
+            yield (
+                "train.sequence_length",
+                f"{self.train.sequence_length} {message}; nearest is {self.model.context_length}",
+            )
+        if self.parallel.pipeline_stages > self.model.n_layer:
+            message = f"{self.parallel.pipeline_stages} stages for n_layer={self.model.n_layer} blocks"
+            yield "parallel.pipeline_stages", f"{message}; nearest is {self.model.n_layer}"
+        if self.parallel.zero_stage == 0 and self.precision != "fp32":
+            message = f"0 does not work with precision={self.precision}: DeepSpeed keeps fp32 master weights under ZeRO"
+            yield "parallel.zero_stage", f"{message} only; nearest is 1"
+        for key in ("n_head", "d_ff"):
+            if getattr(self.model, key) % max(1, self.parallel.tensor_parallel):
+                near = math.gcd(getattr(self.model, key), self.parallel.tensor_parallel)
+                message = f"{self.parallel.tensor_parallel} does not divide model.{key}={getattr(self.model, key)}"
+                yield "parallel.tensor_parallel", f"{message}; nearest is {near}"
+        if self.train.gradient_dtype == "bf16" and self.precision != "bf16":
+            yield "train.gradient_dtype", f"bf16 is for precision=bf16, not {self.precision}; leave it out"
+        if (
+            self.parallel.offload_optimizer
+            and self.parallel.pipeline_stages > 1
+            and self.model.tie_embeddings
+            and (self.precision, self.train.gradient_dtype) == ("bf16", "fp32")
+        ):
+            # Measured in 0.19.8: from the first step on, the two stages hold different copies of a tied embedding.
+            message = "DeepSpeed does not add fp32 sums of tied gradients over stages when they move to the host"
+            yield "parallel.offload_optimizer", f"true: {message}; nearest is train.gradient_dtype=bf16"
+
+
 @config
 class RunConfig:
     """One training run."""
@@ -359,9 +426,20 @@ class RunConfig:
     """Weights & Biases."""
 
     @property
+    def step_plan(self) -> StepPlan:
+        """The sections that decide one optimizer step."""
+        return StepPlan(
+            precision=self.precision,
+            model=self.model,
+            train=self.train,
+            optimizer=self.optimizer,
+            parallel=self.parallel,
+        )
+
+    @property
     def tokens_per_step(self) -> int:
         """Tokens per optimizer step, over all devices."""
-        return self.train.global_batch_size * self.train.sequence_length
+        return self.step_plan.tokens_per_step
 
     @property
     def steps(self) -> int:
@@ -379,7 +457,7 @@ class RunConfig:
     @property
     def flops_per_token(self) -> int:
         """Exact training FLOPs per token."""
-        return training_flops_per_token(self.model, self.train.sequence_length)
+        return self.step_plan.flops_per_token
 
     @property
     def flops(self) -> int:
@@ -404,10 +482,7 @@ class RunConfig:
     @property
     def zero_stage(self) -> int:
         """The ZeRO stage in force."""
-        if self.parallel.zero_stage is not None:
-            return self.parallel.zero_stage
-        whole = self.parallel.devices_per_replica == 1 and not self.parallel.offload_optimizer
-        return 0 if self.precision == "fp32" and whole else 1
+        return self.step_plan.zero_stage
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
@@ -420,12 +495,7 @@ class RunConfig:
             yield "log_every", f"{self.log_every} must be at least 1"
         if not 0 <= self.seed < 2**32:
             yield "seed", f"{self.seed} is not between 0 and 2^32 - 1, which random number generators take"
-        if self.train.sequence_length > self.model.context_length:
-            message = f"is longer than model.context_length={self.model.context_length}"
-            yield (
-                "train.sequence_length",
-                f"{self.train.sequence_length} {message}; nearest is {self.model.context_length}",
-            )
+        yield from self.step_plan.problems()
         per_string = self.data.language.tokens_per_string
         if self.data.source == "grammar" and self.train.sequence_length % per_string:
             near = max(1, round(self.train.sequence_length / per_string)) * per_string
@@ -435,30 +505,8 @@ class RunConfig:
         if self.model.vocab_size != self.data.vocab_size:
             message = f"{self.model.vocab_size} differs from data.vocab_size={self.data.vocab_size}"
             yield "model.vocab_size", f"{message}; leave it out to take the tokenizer's"
-        if self.parallel.pipeline_stages > self.model.n_layer:
-            message = f"{self.parallel.pipeline_stages} stages for n_layer={self.model.n_layer} blocks"
-            yield "parallel.pipeline_stages", f"{message}; nearest is {self.model.n_layer}"
-        if self.parallel.zero_stage == 0 and self.precision != "fp32":
-            message = f"0 does not work with precision={self.precision}: DeepSpeed keeps fp32 master weights under ZeRO"
-            yield "parallel.zero_stage", f"{message} only; nearest is 1"
-        for key in ("n_head", "d_ff"):
-            if getattr(self.model, key) % max(1, self.parallel.tensor_parallel):
-                near = math.gcd(getattr(self.model, key), self.parallel.tensor_parallel)
-                message = f"{self.parallel.tensor_parallel} does not divide model.{key}={getattr(self.model, key)}"
-                yield "parallel.tensor_parallel", f"{message}; nearest is {near}"
         if (self.train.steps is None) != (self.train.tokens is None):
             yield from self._length_problems()
-        if self.train.gradient_dtype == "bf16" and self.precision != "bf16":
-            yield "train.gradient_dtype", f"bf16 is for precision=bf16, not {self.precision}; leave it out"
-        if (
-            self.parallel.offload_optimizer
-            and self.parallel.pipeline_stages > 1
-            and self.model.tie_embeddings
-            and (self.precision, self.train.gradient_dtype) == ("bf16", "fp32")
-        ):
-            # Measured in 0.19.8: from the first step on, the two stages hold different copies of a tied embedding.
-            message = "DeepSpeed does not add fp32 sums of tied gradients over stages when they move to the host"
-            yield "parallel.offload_optimizer", f"true: {message}; nearest is train.gradient_dtype=bf16"
 
     def _length_problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what does not fit into the steps of the run."""
@@ -512,17 +560,15 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
     return load(RunConfig, path, overrides, expand_run)
 
 
-def batch_problem(run: RunConfig, data_parallel: int) -> str | None:
+def batch_problem(train: TrainConfig, data_parallel: int) -> str | None:
     """Return what is wrong with the batch for a number of data-parallel ranks, or None."""
-    share, rest = divmod(run.train.global_batch_size, data_parallel)
+    share, rest = divmod(train.global_batch_size, data_parallel)
     if rest:
-        near = max(1, round(run.train.global_batch_size / data_parallel)) * data_parallel
-        message = f"train.global_batch_size: {run.train.global_batch_size} does not divide over {data_parallel}"
+        near = max(1, round(train.global_batch_size / data_parallel)) * data_parallel
+        message = f"train.global_batch_size: {train.global_batch_size} does not divide over {data_parallel}"
         return f"{message} data-parallel ranks; nearest is {near}"
-    if share % run.train.micro_batch_size:
-        near = min(
-            (m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - run.train.micro_batch_size)
-        )
-        message = f"train.micro_batch_size: {run.train.micro_batch_size} does not divide the {share} sequences of each"
+    if share % train.micro_batch_size:
+        near = min((m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - train.micro_batch_size))
+        message = f"train.micro_batch_size: {train.micro_batch_size} does not divide the {share} sequences of each"
         return f"{message} of {data_parallel} data-parallel ranks; nearest is {near}"
     return None

@@ -47,7 +47,7 @@ def run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | N
 
 
 def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | None, topology: Topology) -> int:
-    problem = precision_problem(run.precision) or batch_problem(run, topology.data_parallel)
+    problem = precision_problem(run.precision) or batch_problem(run.train, topology.data_parallel)
     if problem:
         raise ConfigError([Problem(source, "", problem)])
     ds_config = derive(run, topology.data_parallel)
@@ -68,7 +68,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
             clear_stale_locks()
             write_atomic(run_dir / "config.yaml", dump_yaml(run))
         heartbeat = stack.enter_context(HeartbeatWriter(run_dir, topology.rank, run.watchdog))
-        stack.enter_context(known_failures(run, topology.data_parallel))
+        stack.enter_context(known_failures(run.step_plan, topology.data_parallel))
         connect(topology, run.watchdog.startup_timeout)
         require_one_run(run_dir, topology)
         stack.enter_context(watch_ranks(run_dir, topology.rank, topology.world_size))

@@ -356,7 +356,7 @@ def rows(model: str, precision: str, contenders: list[Contender]) -> Iterator[st
         planned = ""
         if contender.memory and CONTENDERS[contender.name].bare is None:
             train = contender.run.train
-            planned = f"{peak_memory(contender.run, train.global_batch_size // train.micro_batch_size) / 2**30:.1f}"
+            planned = f"{peak_memory(contender.run.step_plan, train.micro_batches(1)) / 2**30:.1f}"
         cells = (model, precision, contender.name, f"{speed:,.0f}", f"{flops:.3g}", mfu, compared, memory, planned)
         yield f"| {' | '.join(cells)} |"
 

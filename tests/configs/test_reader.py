@@ -206,9 +206,9 @@ def test_zero_2_under_the_pipeline_is_refused() -> None:
 
 def test_batch_must_divide_over_the_replicas() -> None:
     run = load_run(TINY, ["--train.global_batch_size=12", "--train.micro_batch_size=4"])
-    assert batch_problem(run, 3) is None
-    assert "does not divide over 5" in str(batch_problem(run, 5))
-    assert "nearest is 3" in str(batch_problem(run, 4)) or "nearest is 1" in str(batch_problem(run, 4))
+    assert batch_problem(run.train, 3) is None
+    assert "does not divide over 5" in str(batch_problem(run.train, 5))
+    assert "nearest is 3" in str(batch_problem(run.train, 4)) or "nearest is 1" in str(batch_problem(run.train, 4))
 
 
 def test_tokens_on_the_command_line_displace_steps_in_the_file() -> None:

@@ -17,9 +17,9 @@ from model.memory import (
     loss_workspace,
     recompute_activations,
 )
-from train.config import RunConfig
+from train.config import Precision, StepPlan
 
-ELEMENT = {"fp32": 4, "bf16": 2, "fp16": 2}
+ELEMENT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 """Bytes of a number in the forward and backward pass."""
 
 REDUCE_BUCKET = 500_000_000
@@ -75,9 +75,9 @@ class Memory:
         return max(_MOMENTS, key=lambda moment: int(getattr(self, moment)))
 
 
-def gradient_element(run: RunConfig) -> int:
+def gradient_element(plan: StepPlan) -> int:
     """Bytes of a number in which gradients add up, over micro-batches and over replicas."""
-    return 4 if run.precision == "bf16" and run.train.gradient_dtype == "fp32" else ELEMENT[run.precision]
+    return 4 if plan.precision == "bf16" and plan.train.gradient_dtype == "fp32" else ELEMENT[plan.precision]
 
 
 @dataclass(frozen=True)
@@ -99,21 +99,21 @@ class _States:
     host: int = 0
 
 
-def _states(run: RunConfig, parameters: int, replicas: int, bucket: int, largest: int) -> _States:
+def _states(plan: StepPlan, parameters: int, replicas: int, bucket: int, largest: int) -> _States:
     """Return the states of the engine that `train/engine/engine.py` gets for this precision and ZeRO stage."""
-    e, p, part = ELEMENT[run.precision], parameters, -(-parameters // replicas)
-    several = run.train.global_batch_size > run.train.micro_batch_size * replicas
-    offloads = run.parallel.offload_optimizer
+    e, p, part = ELEMENT[plan.precision], parameters, -(-parameters // replicas)
+    several = plan.train.global_batch_size > plan.train.micro_batch_size * replicas
+    offloads = plan.parallel.offload_optimizer
     sent = min(p, bucket)
-    if run.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
+    if plan.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
         return _States(4 * p, 0, 8 * p, 0, live=4 * p, during=0, reduce=4 * p + 4 * sent, update=4 * p)
-    sums = gradient_element(run)
-    if run.zero_stage == 1 and run.precision == "bf16" and sums == 4 and not offloads:
+    sums = gradient_element(plan)
+    if plan.zero_stage == 1 and plan.precision == "bf16" and sums == 4 and not offloads:
         # BF16_Optimizer: fp32 gradients of all parameters stay, bf16 ones live until the step; the bucket is flattened
         # and sent in fp32.
         return _States(2 * p, 4 * p, 12 * part, 0, live=2 * p, during=0, reduce=2 * p + 4 * sent, update=2 * p)
     flattened = sums * part + (4 * part if sums < 4 else 0)
-    if run.zero_stage == 3:
+    if plan.zero_stage == 3:
         gathered = e * min(p, _GATHERED) if replicas > 1 else 0
         # Offloaded, the host has the fp32 gradients of the partition, and a copy of them for the optimizer.
         return _States(
@@ -130,7 +130,7 @@ def _states(run: RunConfig, parameters: int, replicas: int, bucket: int, largest
         )
     # Stages 1 and 2 share one optimizer; only stage 2 drops the gradients of others' parameters after each micro-batch,
     # and offloaded parks the rest on the host.
-    kept = sums * p if run.zero_stage == 1 else 0 if offloads else sums * part
+    kept = sums * p if plan.zero_stage == 1 else 0 if offloads else sums * part
     copies = sums * sent if replicas > 1 else sums * part
     return _States(
         e * p,
@@ -139,9 +139,9 @@ def _states(run: RunConfig, parameters: int, replicas: int, bucket: int, largest
         e * largest if offloads else 0,  # through which gradients go to the host, which has one too
         live=kept,
         during=sums * bucket,
-        reduce=sums * bucket + copies + (kept if several and run.zero_stage == 2 else 0),
+        reduce=sums * bucket + copies + (kept if several and plan.zero_stage == 2 else 0),
         update=0 if offloads else sums * part + flattened,
-        lasting=sums * bucket if several and run.zero_stage == 1 else 0,
+        lasting=sums * bucket if several and plan.zero_stage == 1 else 0,
         # Offloaded, the host also has the partition's gradients in fp32 and its updated weights.
         host=(12 + 4 + e) * part + e * largest if offloads else 0,
     )
@@ -174,12 +174,12 @@ def stage_parameters(
 
 
 def stage_memory(
-    run: RunConfig, replicas: int, stage: int = 0, vocabulary_parallel: int = 1, bucket: int = REDUCE_BUCKET
+    plan: StepPlan, replicas: int, stage: int = 0, vocabulary_parallel: int = 1, bucket: int = REDUCE_BUCKET
 ) -> Memory:
     """Plan the memory of one device.
 
     Args:
-        run: the run; its precision, micro-batch, recomputation and all of `parallel` count.
+        plan: the step; everything but the optimizer's settings counts.
         replicas: data-parallel ranks.
         stage: pipeline stage of the device, from 0.
         vocabulary_parallel: devices that share embedding and readout; above 1 for comparisons with Megatron-LM.
@@ -188,10 +188,10 @@ def stage_memory(
     Under the pipeline, stage s of p holds p - s micro-batches at once (1F1B, Narayanan et al. 2021, arXiv 2104.04473,
     section 2.2).
     """
-    model, train = run.model, run.train
-    e, tokens = ELEMENT[run.precision], train.micro_batch_size * train.sequence_length
-    stages, tensor_parallel = run.parallel.pipeline_stages, run.parallel.tensor_parallel
-    micro_batches = max(1, train.global_batch_size // (train.micro_batch_size * replicas))
+    model, train = plan.model, plan.train
+    e, tokens = ELEMENT[plan.precision], train.micro_batch_size * train.sequence_length
+    stages, tensor_parallel = plan.parallel.pipeline_stages, plan.parallel.tensor_parallel
+    micro_batches = max(1, train.micro_batches(replicas))
     in_flight = min(stages - stage, micro_batches)
     block = block_activations(model, tokens, e, train.compile, tensor_parallel)
     kept = recompute_activations(model, tokens, e) if train.activation_checkpointing else block
@@ -210,7 +210,7 @@ def stage_memory(
     parameters = stage_parameters(model, stages, stage, tensor_parallel, vocabulary_parallel)
     embedding = model.vocab_size * model.d_model // vocabulary_parallel
     largest = max(embedding, model.d_model * model.d_ff * (2 if model.mlp == "swiglu" else 1) // tensor_parallel)
-    states = _states(run, parameters, replicas, bucket, largest)
+    states = _states(plan, parameters, replicas, bucket, largest)
     live = states.live if micro_batches > 1 else 0
     return Memory(
         parameters=states.parameters,
@@ -226,7 +226,7 @@ def stage_memory(
     )
 
 
-def peak_memory(run: RunConfig, replicas: int) -> int:
-    """Return the bytes of the fullest device of a run."""
-    stages = run.parallel.pipeline_stages
-    return max(stage_memory(run, replicas, stage).peak for stage in range(stages))
+def peak_memory(plan: StepPlan, replicas: int) -> int:
+    """Return the bytes of the fullest device."""
+    stages = plan.parallel.pipeline_stages
+    return max(stage_memory(plan, replicas, stage).peak for stage in range(stages))

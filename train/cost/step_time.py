@@ -11,7 +11,7 @@ from typing import Literal
 from configs.reader import check
 from model.config import ModelConfig
 from model.memory import block_activations
-from train.config import RunConfig, batch_problem
+from train.config import ParallelConfig, StepPlan, batch_problem
 from train.cost.gpus import GPU, USABLE
 from train.cost.memory import ELEMENT, Memory, blocks_of_stage, gradient_element, stage_memory, stage_parameters
 
@@ -116,7 +116,7 @@ def bubble_share(stages: int, micro_batches: int) -> float:
     return (stages - 1) / (micro_batches + stages - 1)
 
 
-def data_parallel_volume(run: RunConfig, parameters: int, replicas: int, micro_batches: int) -> float:
+def data_parallel_volume(plan: StepPlan, parameters: int, replicas: int, micro_batches: int) -> float:
     """Bytes that one GPU sends to average gradients and gather weights in one step.
 
     In a ring over n ranks each sends (n - 1) / n of a buffer to reduce-scatter or to all-gather it, and twice that to
@@ -125,20 +125,20 @@ def data_parallel_volume(run: RunConfig, parameters: int, replicas: int, micro_b
     every micro-batch. Stage 3 gathers the weights for every forward and again for every backward pass.
     """
     m = micro_batches
-    reductions, gathers = {0: (2, 0), 1: (2, 1), 2: (2 * m, 1), 3: (m, 2 * m)}[run.zero_stage]
-    bytes_sent = reductions * gradient_element(run) + gathers * ELEMENT[run.precision]
+    reductions, gathers = {0: (2, 0), 1: (2, 1), 2: (2 * m, 1), 3: (m, 2 * m)}[plan.zero_stage]
+    bytes_sent = reductions * gradient_element(plan) + gathers * ELEMENT[plan.precision]
     return bytes_sent * parameters * (replicas - 1) / replicas
 
 
-def host_volume(run: RunConfig, parameters: int, replicas: int, micro_batches: int) -> float:
+def host_volume(plan: StepPlan, parameters: int, replicas: int, micro_batches: int) -> float:
     """Bytes that one GPU sends to the host in one step when the optimizer is there; it receives as many at most.
 
     Each rank moves the gradients of its partition in fp32 once a step, and the updated weights back. When gradients
     accumulate, DeepSpeed also parks them there after every micro-batch and fetches them for the next.
     """
-    if not run.parallel.offload_optimizer:
+    if not plan.parallel.offload_optimizer:
         return 0.0
-    parked = ELEMENT[run.precision] * micro_batches if micro_batches > 1 else 0
+    parked = ELEMENT[plan.precision] * micro_batches if micro_batches > 1 else 0
     return (4 + parked) * parameters / replicas
 
 
@@ -148,16 +148,16 @@ def block_flops(config: ModelConfig, sequence_length: int) -> int:
     return 2 * (4 * d * d + d * f * (3 if config.mlp == "swiglu" else 2) + 2 * d * sequence_length)
 
 
-def predict(run: RunConfig, cluster: Cluster, vocabulary_parallel: int = 1) -> Prediction:
+def predict(plan: StepPlan, cluster: Cluster, vocabulary_parallel: int = 1) -> Prediction:
     """Predict memory and time of a run that takes the whole cluster; `obstacle` must be None.
 
     Above 1, `vocabulary_parallel` is Megatron-LM's way to share embedding and readout, for comparison with what was
     published; under this trainer's tensor parallelism every device computes all logits.
     """
-    model, train, e = run.model, run.train, ELEMENT[run.precision]
-    stages, tensor_parallel, gpu = run.parallel.pipeline_stages, run.parallel.tensor_parallel, cluster.gpu
-    replicas = replicas_of(run, cluster.devices)
-    micro_batches = train.global_batch_size // (train.micro_batch_size * replicas)
+    model, train, e = plan.model, plan.train, ELEMENT[plan.precision]
+    stages, tensor_parallel, gpu = plan.parallel.pipeline_stages, plan.parallel.tensor_parallel, cluster.gpu
+    replicas = replicas_of(plan.parallel, cluster.devices)
+    micro_batches = train.micro_batches(replicas)
     tokens = train.micro_batch_size * train.sequence_length
     parameters = max(
         stage_parameters(model, stages, stage, tensor_parallel, vocabulary_parallel) for stage in range(stages)
@@ -192,17 +192,17 @@ def predict(run: RunConfig, cluster: Cluster, vocabulary_parallel: int = 1) -> P
     over_tensor = summed / cluster.bandwidth(tensor_parallel, 1)
 
     volume = Volume(
-        data_parallel=data_parallel_volume(run, parameters, replicas, micro_batches),
+        data_parallel=data_parallel_volume(plan, parameters, replicas, micro_batches),
         pipeline=micro_batches * sent_on,
         tensor_parallel=micro_batches * summed,
-        host=host_volume(run, parameters, replicas, micro_batches),
+        host=host_volume(plan, parameters, replicas, micro_batches),
     )
     averaging = volume.data_parallel / cluster.bandwidth(replicas, tensor_parallel)
-    if run.zero_stage == 3:  # DeepSpeed overlaps communication at stage 3 alone
+    if plan.zero_stage == 3:  # DeepSpeed overlaps communication at stage 3 alone
         averaging = max(0.0, averaging - micro_batches * compute)
-    memory = tuple(stage_memory(run, replicas, stage, vocabulary_parallel) for stage in range(stages))
+    memory = tuple(stage_memory(plan, replicas, stage, vocabulary_parallel) for stage in range(stages))
     updated = 2 * max(m.optimizer for m in memory) / (MEMORY_EFFICIENCY * gpu.memory_bandwidth)
-    if run.parallel.offload_optimizer:
+    if plan.parallel.offload_optimizer:
         updated = 2 * max(m.host for m in memory) / (MEMORY_EFFICIENCY * HOST_MEMORY)
     step = StepTime(
         compute=micro_batches * compute,
@@ -213,24 +213,24 @@ def predict(run: RunConfig, cluster: Cluster, vocabulary_parallel: int = 1) -> P
         optimizer=updated,
         host=volume.host / (LINK_EFFICIENCY * gpu.host),
     )
-    useful = run.tokens_per_step * run.flops_per_token / cluster.devices / step.seconds
+    useful = plan.tokens_per_step * plan.flops_per_token / cluster.devices / step.seconds
     return Prediction(memory, volume, step, bubble_share(stages, micro_batches), useful / gpu.flops)
 
 
-def replicas_of(run: RunConfig, devices: int) -> int:
+def replicas_of(parallel: ParallelConfig, devices: int) -> int:
     """Number of data-parallel ranks, rounded down; 0 when the devices are too few for one."""
-    return devices // run.parallel.devices_per_replica
+    return devices // parallel.devices_per_replica
 
 
-def obstacle(run: RunConfig, devices: int) -> str | None:
+def obstacle(plan: StepPlan, devices: int) -> str | None:
     """Return why a run cannot be spread over so many devices, or None."""
-    each = run.parallel.devices_per_replica
+    each = plan.parallel.devices_per_replica
     if devices % each:
         return f"{devices} GPUs cannot be cut into replicas of {each}"
-    return batch_problem(run, devices // each)
+    return batch_problem(plan.train, devices // each)
 
 
-def alternatives(run: RunConfig, cluster: Cluster) -> list[tuple[RunConfig, Prediction]]:
+def alternatives(plan: StepPlan, cluster: Cluster) -> list[tuple[StepPlan, Prediction]]:
     """Return the ways this trainer can spread a run over the cluster so that it fits, the fastest first.
 
     The run's science stays as it is: model, precision, batch and sequence length. Of each number of pipeline stages,
@@ -238,8 +238,8 @@ def alternatives(run: RunConfig, cluster: Cluster) -> list[tuple[RunConfig, Pred
     recomputation.
     """
     limit = USABLE * cluster.gpu.memory
-    best: dict[tuple[int, int, int], tuple[RunConfig, Prediction]] = {}
-    divisors = [p for p in range(1, run.model.n_layer + 1) if cluster.devices % p == 0]
+    best: dict[tuple[int, int, int], tuple[StepPlan, Prediction]] = {}
+    divisors = [p for p in range(1, plan.model.n_layer + 1) if cluster.devices % p == 0]
     replicas = [(stages, 1) for stages in divisors]
     replicas += [(1, parts) for parts in range(2, cluster.per_node + 1) if cluster.per_node % parts == 0]
     zero_stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
@@ -247,11 +247,11 @@ def alternatives(run: RunConfig, cluster: Cluster) -> list[tuple[RunConfig, Pred
     for (stages, parts), zero, micro, recompute in itertools.product(
         replicas, zero_stages, micro_batches, (False, True)
     ):
-        parallel = replace(run.parallel, pipeline_stages=stages, tensor_parallel=parts, zero_stage=zero)
+        parallel = replace(plan.parallel, pipeline_stages=stages, tensor_parallel=parts, zero_stage=zero)
         candidate = replace(
-            run,
+            plan,
             parallel=parallel,
-            train=replace(run.train, micro_batch_size=micro, activation_checkpointing=recompute),
+            train=replace(plan.train, micro_batch_size=micro, activation_checkpointing=recompute),
         )
         if any(check(candidate)) or obstacle(candidate, cluster.devices) is not None:
             continue

@@ -176,7 +176,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
         table.add_column("GiB/GPU", justify="right", no_wrap=True)
     for run in plan.sweep.runs:
         config, counts = run.config, count_parameters(run.config.model)
-        memory = [f"{peak_memory(config, run.data_parallel) / GIB:.1f}"] if on_gpus else []
+        memory = [f"{peak_memory(config.step_plan, run.data_parallel) / GIB:.1f}"] if on_gpus else []
         table.add_row(
             run.name,
             short_count(counts.total),
@@ -264,7 +264,7 @@ def _memory_line(plan: Plan) -> str:
     A run among several that share a GPU is counted with others as large as itself.
     """
     share = plan.devices.runs_per_gpu
-    peaks = {run.name: share * peak_memory(run.config, run.data_parallel) for run in plan.sweep.runs}
+    peaks = {run.name: share * peak_memory(run.config.step_plan, run.data_parallel) for run in plan.sweep.runs}
     largest = max(peaks, key=lambda name: peaks[name])
     of = largest if share == 1 else f"{share} of {largest}"
     line = f"memory     up to {peaks[largest] / GIB:.1f} GiB on a GPU ({of}); scripts/plan_cluster.py says of what"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from configs.reader import check
-from train.config import RunConfig
+from train.config import StepPlan
 from train.distributed.topology import uses_gpu
 from train.exit_codes import RunEnded, Status
 
@@ -50,8 +50,8 @@ class PeerEnded(RunEnded):
 
 
 @contextmanager
-def known_failures(run: RunConfig, data_parallel: int) -> Iterator[None]:
-    """Tell the failures of a run on `data_parallel` replicas that have a known cause by a `RunEnded`."""
+def known_failures(plan: StepPlan, data_parallel: int) -> Iterator[None]:
+    """Tell the failures of a run of such steps on `data_parallel` replicas that have a known cause by a `RunEnded`."""
     try:
         yield
     except RunEnded:
@@ -59,7 +59,7 @@ def known_failures(run: RunConfig, data_parallel: int) -> Iterator[None]:
     except Exception as error:
         message = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in message for word in _NO_MEMORY):
-            raise OutOfMemory(f"out of memory: {_first_line(message)}\n{memory_advice(run, data_parallel)}") from error
+            raise OutOfMemory(f"out of memory: {_first_line(message)}\n{memory_advice(plan, data_parallel)}") from error
         if getattr(error, "errno", None) in _NO_ROOM or any(word in message for word in _NO_ROOM_WORDS):
             raise DiskFull(f"{message}; make room and run again to continue") from error
         if _SCALE_FLOOR in message:
@@ -70,16 +70,16 @@ def known_failures(run: RunConfig, data_parallel: int) -> Iterator[None]:
         raise
 
 
-def memory_advice(run: RunConfig, data_parallel: int) -> str:
+def memory_advice(plan: StepPlan, data_parallel: int) -> str:
     """Return the ways to need less memory that leave the loss curve as it is, the cheapest first."""
     ways = []
-    share = run.train.global_batch_size // data_parallel
-    smaller = [m for m in range(1, run.train.micro_batch_size) if share % m == 0]
+    share = plan.train.global_batch_size // data_parallel
+    smaller = [m for m in range(1, plan.train.micro_batch_size) if share % m == 0]
     if smaller:
-        ways.append(f"--train.micro_batch_size={smaller[-1]} (now {run.train.micro_batch_size}; gradients accumulate)")
-    if not run.train.activation_checkpointing:
+        ways.append(f"--train.micro_batch_size={smaller[-1]} (now {plan.train.micro_batch_size}; gradients accumulate)")
+    if not plan.train.activation_checkpointing:
         ways.append("--train.activation_checkpointing=true")
-    stages, parts, zero = run.parallel.pipeline_stages, run.parallel.tensor_parallel, run.zero_stage
+    stages, parts, zero = plan.parallel.pipeline_stages, plan.parallel.tensor_parallel, plan.zero_stage
     others: list[tuple[str, bool, dict[str, Any]]] = [
         (f"--parallel.zero_stage={zero + 1} (now {zero})", data_parallel > 1 and zero < 3, {"zero_stage": zero + 1}),
         ("--parallel.offload_optimizer=true", uses_gpu(), {"offload_optimizer": True}),
@@ -87,8 +87,8 @@ def memory_advice(run: RunConfig, data_parallel: int) -> str:
         (f"more devices, with --parallel.tensor_parallel={2 * parts}", True, {"tensor_parallel": 2 * parts}),
     ]
     for way, helps, keys in others:
-        changed = replace(run, parallel=replace(run.parallel, **keys))
-        if helps and changed != run and not any(check(changed)):
+        changed = replace(plan, parallel=replace(plan.parallel, **keys))
+        if helps and changed != plan and not any(check(changed)):
             ways.append(way)
     return "less memory for the same losses: " + ", or ".join(ways)
 

@@ -251,7 +251,7 @@ def _device_problem(run: RunConfig, devices: Any, runs_per_gpu: int) -> tuple[st
     if devices % replica:
         near = max(replica, round(devices / replica) * replica)
         return "devices_per_run", f"{devices} does not divide into replicas of {replica} devices; nearest is {near}"
-    problem = batch_problem(run, devices // replica)
+    problem = batch_problem(run.train, devices // replica)
     if problem is None:
         return None
     key, message = problem.split(": ", 1)

@@ -79,7 +79,7 @@ def test_engines_allocate_what_is_planned() -> None:
         run = run_of(CASES[row["case"]])
         stages = run.parallel.pipeline_stages
         replicas = ranks // run.parallel.devices_per_replica
-        plan = stage_memory(run, replicas, row["rank"] // replicas if stages > 1 else 0, bucket=BUCKET)
+        plan = stage_memory(run.step_plan, replicas, row["rank"] // replicas if stages > 1 else 0, bucket=BUCKET)
         # On a CPU, what is offloaded comes from the same allocator.
         resting, peak = plan.resting + plan.host, plan.peak + plan.host
         errors = {"resting": resting / row["resting"] - 1, "peak": peak / row["peak"] - 1}
@@ -203,4 +203,4 @@ print("bytes", torch.cuda.max_memory_allocated())
         check=True,
     )
     measured = int(next(line for line in done.stdout.splitlines() if line.startswith("bytes")).split()[1])
-    assert stage_memory(run_of(tree), 1).peak == pytest.approx(measured, rel=0.1)
+    assert stage_memory(run_of(tree).step_plan, 1).peak == pytest.approx(measured, rel=0.1)

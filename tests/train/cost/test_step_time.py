@@ -12,7 +12,7 @@ from configs.reader import build
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters
 from scripts.plan_cluster import main
-from train.config import ParallelConfig, RunConfig, expand_run
+from train.config import ParallelConfig, RunConfig, StepPlan, expand_run
 from train.cost.gpus import GIB, GPUS, USABLE, find_gpu
 from train.cost.memory import stage_memory, stage_parameters
 from train.cost.step_time import MEMORY_EFFICIENCY, Cluster, alternatives, bubble_share, predict, replicas_of
@@ -47,7 +47,7 @@ KORTHIKANTI = [
 
 def megatron(
     heads: int, d_model: int, n_layer: int, pipeline: int, batch: int, micro_batch_size: int, tensor: int = 1
-) -> RunConfig:
+) -> StepPlan:
     tree: dict[str, Any] = {
         "precision": "bf16",
         "model": {"n_layer": n_layer, "d_model": d_model, "n_head": heads, "context_length": 2048},
@@ -62,15 +62,15 @@ def megatron(
         "parallel": {"pipeline_stages": pipeline},
     }
     tree["train"] |= {"activation_checkpointing": True, "gradient_dtype": "bf16"}  # it averaged 16-bit gradients
-    run = build(RunConfig, tree, "published", expand=expand_run)
+    plan = build(RunConfig, tree, "published", expand=expand_run).step_plan
     # Behind the configuration's back, which refuses it beside a pipeline.
-    return dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, tensor_parallel=tensor))
+    return dataclasses.replace(plan, parallel=dataclasses.replace(plan.parallel, tensor_parallel=tensor))
 
 
 TENSOR_8, OFFLOADED = ParallelConfig(tensor_parallel=8), ParallelConfig(offload_optimizer=True)
 
 
-def megatron_seconds(run: RunConfig, devices: int, chunks: int) -> float:
+def megatron_seconds(plan: StepPlan, devices: int, chunks: int) -> float:
     """Our prediction for Megatron-LM, which differs in three ways from this trainer.
 
     Its tensor parallelism also shared out the vocabulary. Its attention stored the T x T weights, 5 H T^2 bytes for
@@ -78,10 +78,10 @@ def megatron_seconds(run: RunConfig, devices: int, chunks: int) -> float:
     bubble (Narayanan et al. 2021, section 2.2.2).
     """
     cluster = Cluster(GPUS["A100"], 8, devices // 8)
-    tensor = run.parallel.tensor_parallel
-    step = predict(run, cluster, vocabulary_parallel=tensor).step
-    stages, model, train = run.parallel.pipeline_stages, run.model, run.train
-    micro_batches = train.global_batch_size // (train.micro_batch_size * replicas_of(run, devices))
+    tensor = plan.parallel.tensor_parallel
+    step = predict(plan, cluster, vocabulary_parallel=tensor).step
+    stages, model, train = plan.parallel.pipeline_stages, plan.model, plan.train
+    micro_batches = train.micro_batches(replicas_of(plan.parallel, devices))
     weights = train.micro_batch_size * 5 * model.n_head * train.sequence_length**2 * model.n_layer / stages / tensor
     attention = 2 * 4 * weights / (MEMORY_EFFICIENCY * cluster.gpu.memory_bandwidth)
     slots = micro_batches + (stages - 1) / chunks
@@ -92,12 +92,12 @@ def test_step_times_of_megatron() -> None:
     """Ten published step times from 1.7B on 32 to 1T on 3,072 GPUs; the matrix efficiency was chosen on them."""
     errors = []
     for billions, heads, d, layers, tensor, pipeline, devices, batch, micro, chunks, teraflops in NARAYANAN:
-        run = megatron(heads, d, layers, pipeline, batch, micro, tensor)
-        assert count_parameters(run.model).total / 1e9 == pytest.approx(billions, rel=0.03)
+        plan = megatron(heads, d, layers, pipeline, batch, micro, tensor)
+        assert count_parameters(plan.model).total / 1e9 == pytest.approx(billions, rel=0.03)
         # Equation 3, from which the paper's TFLOP/s come; it counts recomputation.
         flops = 96 * batch * 2048 * layers * d**2 * (1 + 2048 / (6 * d) + 51200 / (16 * layers * d))
         published = flops / devices / (teraflops * 1e12)
-        errors.append(megatron_seconds(run, devices, chunks) / published - 1)
+        errors.append(megatron_seconds(plan, devices, chunks) / published - 1)
     print([f"{error:+.1%}" for error in errors])
     assert abs(median(errors)) < 0.02
     assert max(map(abs, errors)) < 0.07
@@ -106,8 +106,8 @@ def test_step_times_of_megatron() -> None:
 def test_step_times_that_nothing_was_chosen_on() -> None:
     errors = []
     for heads, d, layers, tensor, pipeline, devices, batch, micro, chunks, published in KORTHIKANTI:
-        run = megatron(heads, d, layers, pipeline, batch, micro, tensor)
-        errors.append(megatron_seconds(run, devices, chunks) / published - 1)
+        plan = megatron(heads, d, layers, pipeline, batch, micro, tensor)
+        errors.append(megatron_seconds(plan, devices, chunks) / published - 1)
     print([f"{error:+.1%}" for error in errors])
     assert max(map(abs, errors)) < 0.10
 
@@ -119,9 +119,9 @@ def test_training_time_of_gpt3() -> None:
     assert parameters == pytest.approx(174.6e9, rel=1e-3)
     assert 8 * 300e9 * parameters / (1024 * 140e12) / 86_400 == pytest.approx(34, rel=0.01)
     # The same machine through the whole prediction: tensor 8, pipeline 8, replicas 16 (section 5.4's best shape).
-    run = megatron(96, 12288, 96, 8, 1536, 1, tensor=8)
-    seconds = megatron_seconds(run, 1024, 1)
-    assert 300e9 / run.tokens_per_step * seconds / 86_400 == pytest.approx(34, rel=0.08)
+    plan = megatron(96, 12288, 96, 8, 1536, 1, tensor=8)
+    seconds = megatron_seconds(plan, 1024, 1)
+    assert 300e9 / plan.tokens_per_step * seconds / 86_400 == pytest.approx(34, rel=0.08)
 
 
 @pytest.mark.parametrize(("zero", "gigabytes"), [(1, 31.4), (2, 16.6), (3, 1.9)])
@@ -130,10 +130,10 @@ def test_states_by_zero_stage(zero: int, gigabytes: float) -> None:
 
     Gradients there are 16-bit. Stage 1 with fp32 gradients beside them, as here, is 4 bytes a parameter more.
     """
-    run = megatron(32, 4096, 36, 1, 64, 1)
-    run = dataclasses.replace(run, parallel=dataclasses.replace(run.parallel, zero_stage=zero))
-    memory = stage_memory(run, 64, bucket=0)
-    parameters = stage_parameters(run.model, 1, 0)
+    plan = megatron(32, 4096, 36, 1, 64, 1)
+    plan = dataclasses.replace(plan, parallel=dataclasses.replace(plan.parallel, zero_stage=zero))
+    memory = stage_memory(plan, 64, bucket=0)
+    parameters = stage_parameters(plan.model, 1, 0)
     gradients = {1: 2 * parameters - memory.gradients, 2: 2 * parameters // 64, 3: 0}[zero]
     assert (memory.resting + gradients) / parameters * 7.5 == pytest.approx(gigabytes, rel=0.02)
 
@@ -199,22 +199,22 @@ def test_command_says_what_cannot_be(capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_recomputation_saves_memory_and_a_slow_network_costs_time() -> None:
-    run, cluster = megatron(16, 1024, 24, 1, 64, 4), Cluster(GPUS["H100"], 8, 2)
-    base = predict(run, cluster)
+    plan, cluster = megatron(16, 1024, 24, 1, 64, 4), Cluster(GPUS["H100"], 8, 2)
+    base = predict(plan, cluster)
     kept = predict(
-        dataclasses.replace(run, train=dataclasses.replace(run.train, activation_checkpointing=False)), cluster
+        dataclasses.replace(plan, train=dataclasses.replace(plan.train, activation_checkpointing=False)), cluster
     )
     assert kept.peak > base.peak
     assert kept.step.compute < base.step.compute
     slow = dataclasses.replace(cluster, gpu=dataclasses.replace(cluster.gpu, network=1e9, link=1e9))
-    assert predict(run, slow).step.data_parallel > 10 * base.step.data_parallel
-    assert all(found.peak <= USABLE * cluster.gpu.memory for _, found in alternatives(run, cluster))
+    assert predict(plan, slow).step.data_parallel > 10 * base.step.data_parallel
+    assert all(found.peak <= USABLE * cluster.gpu.memory for _, found in alternatives(plan, cluster))
 
 
 def test_tensor_parallelism_and_offloading_by_hand() -> None:
     """One A100 machine, 24 blocks of width 1,024 on 4 sequences of 2,048 tokens, recomputed."""
-    run, cluster = megatron(16, 1024, 24, 1, 64, 4), Cluster(GPUS["A100"], 8, 1)
-    whole, cut = (predict(dataclasses.replace(run, parallel=p), cluster) for p in (run.parallel, TENSOR_8))
+    plan, cluster = megatron(16, 1024, 24, 1, 64, 4), Cluster(GPUS["A100"], 8, 1)
+    whole, cut = (predict(dataclasses.replace(plan, parallel=p), cluster) for p in (plan.parallel, TENSOR_8))
     # Two all-reduces forward, two more to recompute, two backward, of 4 x 2048 x 1024 bf16 numbers, over 8 in a ring.
     assert cut.volume.tensor_parallel == 16 * 24 * 6 * (2 * 7 / 8) * 4 * 2048 * 1024 * 2
     assert cut.volume.data_parallel == whole.volume.tensor_parallel == 0
@@ -224,7 +224,7 @@ def test_tensor_parallelism_and_offloading_by_hand() -> None:
     norms = 24 * (4 + 2) * 1024 + 2 * 1024  # with those that are not
     assert cut.memory[0].parameters == 2 * (embeddings + matrices // 8 + norms)
 
-    offloaded = predict(dataclasses.replace(run, parallel=OFFLOADED), cluster)
+    offloaded = predict(dataclasses.replace(plan, parallel=OFFLOADED), cluster)
     assert offloaded.memory[0].optimizer == 0
     assert offloaded.memory[0].host > whole.memory[0].optimizer
     assert offloaded.peak < whole.peak

@@ -133,7 +133,7 @@ def test_a_ds_json_may_tune_what_the_run_has_chosen() -> None:
 )
 def test_ways_to_need_less_memory_are_not_refused(keys: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("train.supervision.failures.uses_gpu", lambda: True)
-    advice = memory_advice(load_run(TINY, keys), 2)
+    advice = memory_advice(load_run(TINY, keys).step_plan, 2)
     ways = [word.strip(",") for word in advice.split() if word.startswith("--")]
     assert len(ways) >= 3
     for way in ways:
