@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.corpus.shards import Corpus
+from data.files import write_json
 from data.loading.batches import Windows, bits_per_byte, target_bytes
 
 ORDER = 5
@@ -132,10 +133,7 @@ def baselines(corpus: Corpus, windows: Windows, order: int = ORDER) -> list[Base
     stored = _stored(path, corpus.fingerprint)
     if stored is None:
         stored = losses(train(corpus.train.read(0, len(corpus.train)), corpus.vocab_size, order), windows)
-        content = json.dumps({"fingerprint": corpus.fingerprint, "losses": stored})
-        partial = path.with_suffix(".partial")
-        partial.write_text(content + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_json(path, {"fingerprint": corpus.fingerprint, "losses": stored})
     text_bytes = target_bytes(corpus, windows)
     return [Baseline(f"{n}-gram", loss, bits_per_byte(loss * count, text_bytes)) for n, loss in enumerate(stored, 1)]
 

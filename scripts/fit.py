@@ -22,13 +22,14 @@ from pathlib import Path
 
 from rich.console import Console
 
+from data.files import require_writable
 from scaling.cli import Parser, fixed_parameters, pairs, parse_count, run_command
 from scaling.errors import ArtifactError, FitError, TableError
 from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS
 from scaling.fit.estimate import LOSSES
 from scaling.fit.model_averaging import all_draws
 from scaling.fit.weights import WEIGHTS
-from scaling.forecast.law_file import require_writable, write_draws, write_law
+from scaling.forecast.law_file import write_draws, write_law
 from scaling.forecast.preregistration import score_forecasts
 from scaling.laws import LAWS
 from scaling.report.console import show

@@ -30,12 +30,13 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.reader import ConfigError
+from data.files import write_text
 from scaling.cli import Parser, parse_count, run_command
 from scaling.design.optimal_design import Best, Candidates, Design, best_for, design, grid, sensible
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import ArtifactError, ForecastError, PlanError
 from scaling.forecast.forecast import forecast
-from scaling.forecast.law_file import read_draws, read_law, write_atomically
+from scaling.forecast.law_file import read_draws, read_law
 from scaling.formatting import count, flops, significant
 from scaling.laws import Array
 
@@ -198,7 +199,7 @@ def run(args: argparse.Namespace) -> None:
         if proposal is not None:
             show_proposal(proposal, console)
     if args.write and proposal is not None and proposal.setting is not None:
-        write_atomically(args.write, written(args, proposal).encode())
+        write_text(args.write, written(args, proposal))
         if not args.json:
             console.print(f"sweep: {args.write}", soft_wrap=True)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from configs.reader import ConfigError, Problem, dump_yaml
-from data.files import only_process, write_atomic
+from data.files import only_process, write_text
 from data.loading.mixture import Mixture, open_mixture
 from train.checkpoint.stored_config import changed_keys, require_same_prefix
 from train.config import RunConfig, batch_problem
@@ -66,7 +66,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
             return 0
         if topology.is_main:
             clear_stale_locks()
-            write_atomic(run_dir / "config.yaml", dump_yaml(run))
+            write_text(run_dir / "config.yaml", dump_yaml(run))
         heartbeat = stack.enter_context(HeartbeatWriter(run_dir, topology.rank, run.watchdog))
         stack.enter_context(known_failures(run.step_plan, topology.data_parallel))
         connect(topology, run.watchdog.startup_timeout)

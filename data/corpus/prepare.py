@@ -1,14 +1,13 @@
 """Prepare a corpus: read the text, train or load the tokenizer, write token shards, each exactly once."""
 
 import dataclasses
-import fcntl
-import hashlib
 import importlib.metadata
 import json
+import math
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ from data.corpus.shards import (
 from data.corpus.source import Source
 from data.corpus.sources import open_source
 from data.corpus.tokenizer import ByteTokenizer, for_config, load, tokenizer_of_numbers
-from data.files import sync, sync_directory
+from data.files import only_process, replace_directory, sha256, sync, tree_hash, write_json
 
 FORMAT = 1  # part of every corpus's name: raise it when the same configuration would give other tokens
 _COURSE, _SEEN = "course.json", "seen.bin"  # of an interrupted preparation
@@ -99,23 +98,19 @@ def name_hash(config: DataConfig, source: Source) -> str:
     parts["max_bytes"] = source.max_bytes
     if config.tokenizer is not None:
         path = Path(config.tokenizer)
-        parts["tokenizer"] = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
+        parts["tokenizer"] = sha256(path) if path.is_file() else None
         parts.pop("tokenizer_bytes", None)
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
+    return tree_hash(parts)[:12]
 
 
-@contextmanager
-def exclusive(path: Path, progress: bool) -> Iterator[None]:
-    """Hold an exclusive lock that the kernel releases when this process dies, however it dies."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if progress:
-                Progress.say("another process is preparing this corpus; waiting for it")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def exclusive(path: Path, progress: bool) -> AbstractContextManager[None]:
+    """Hold the lock file `path`, after whoever else holds it."""
+
+    def tell() -> None:
+        if progress:
+            Progress.say("another process is preparing this corpus; waiting for it")
+
+    return only_process(path, "this corpus", patience=math.inf, waiting=tell)
 
 
 def _build(config: DataConfig, source: Source, directory: Path, progress: bool) -> None:
@@ -127,12 +122,14 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
         with Progress(f"preparing {directory.name}", source.max_bytes, progress) as shown:
             write = _write_language if config.source == "grammar" else _write_text
             manifest = write(config, source, partial, directory.name, shown)
-        for name in (_COURSE, _SEEN):
-            (partial / name).unlink(missing_ok=True)
+        for path in (
+            partial / _COURSE,
+            partial / _SEEN,
+            *partial.glob(".*"),
+        ):  # hidden: left by a crash
+            path.unlink(missing_ok=True)
         write_manifest(partial, manifest)
-        sync_directory(partial)
-        partial.rename(directory)
-        sync_directory(directory.parent)
+        replace_directory(partial, directory)
     except BaseException:
         if not (partial / _COURSE).is_file():
             shutil.rmtree(partial, ignore_errors=True)
@@ -163,10 +160,7 @@ class _Course:
             file.write(fresh)
             sync(file)
         self.seen_bytes += len(fresh)
-        temporary = partial / f"{_COURSE}.new"
-        write_file(temporary, json.dumps(dataclasses.asdict(self)).encode())
-        temporary.rename(partial / _COURSE)
-        sync_directory(partial)
+        write_json(partial / _COURSE, dataclasses.asdict(self))
 
 
 def _stored_course(partial: Path, duplicates: Duplicates) -> _Course | None:
@@ -293,7 +287,7 @@ def _write_language(config: DataConfig, source: Source, partial: Path, name: str
         validation=splits["validation"],
         files=(tokenizer_json, write_file(partial / TOKEN_BYTES, token_bytes.astype("<i4").tobytes())),
         source={"kind": config.source, **source.identity, "capped": False},
-        documents_sha256=hashlib.sha256(json.dumps(source.identity, sort_keys=True).encode()).hexdigest(),
+        documents_sha256=tree_hash(source.identity),
         dropped={},
         config=json.loads(json.dumps(dataclasses.asdict(config))),
         versions=_versions(),

@@ -23,7 +23,7 @@ import numpy as np
 
 from configs.reader import ConfigError, build, config
 from data.config import DataError
-from data.files import sync
+from data.files import sync, tree_hash, write_bytes, write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -147,11 +147,7 @@ class Manifest:
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     """Write `manifest.json` with a hash of itself, and sync it to disk."""
     tree = asdict(manifest)
-    tree["sha256"] = _tree_hash(tree)
-    with (directory / MANIFEST).open("w", encoding="utf-8") as file:
-        json.dump(tree, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        sync(file)
+    write_json(directory / MANIFEST, tree | {"sha256": tree_hash(tree)})
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -173,16 +169,12 @@ def read_manifest(directory: Path) -> Manifest:
         found = tree.get("schema") if isinstance(tree, dict) else None
         raise DataError(f"'{path}' has schema {found!r} and this version reads {SCHEMA}; prepare the corpus again")
     stored = tree.pop("sha256", None)
-    if stored != _tree_hash(tree):
+    if stored != tree_hash(tree):
         raise DataError(f"'{path}' was changed after it was written; delete '{directory}' and prepare it again")
     try:
         return build(Manifest, tree, str(path))
     except ConfigError as error:
         raise DataError(_line(error)) from None
-
-
-def _tree_hash(tree: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 
 def _line(error: BaseException) -> str:
@@ -194,9 +186,7 @@ def _line(error: BaseException) -> str:
 
 def write_file(path: Path, content: bytes) -> FileEntry:
     """Write a small file of the corpus and return its manifest entry."""
-    with path.open("wb") as file:
-        file.write(content)
-        sync(file)
+    write_bytes(path, content)
     return FileEntry(file=path.name, size=len(content), sha256=hashlib.sha256(content).hexdigest())
 
 

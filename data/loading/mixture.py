@@ -10,7 +10,6 @@ Within a component, sequences follow its own epochs, as if it were trained on al
 """
 
 import hashlib
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import chain
@@ -25,6 +24,7 @@ from data.corpus.prepare import exclusive, head_documents, name_hash, prepare
 from data.corpus.shards import Corpus, open_corpus
 from data.corpus.sources import open_source
 from data.corpus.tokenizer import train
+from data.files import write_text
 from data.loading.batches import Repetition, Windows, repetition, sequences, windows_at, windows_per_epoch
 
 SHARES = 2**30  # weights are whole multiples of 1 / SHARES, so that proportions are exact integer arithmetic
@@ -125,9 +125,7 @@ def _shared_tokenizer(parts: dict[str, DataConfig], progress: bool) -> Path:
                 for part, source in zip(wholes, sources, strict=True)
             )
             tokenizer = train(chain.from_iterable(texts), wholes[0].vocab_size)
-            partial = path.with_suffix(".partial")
-            partial.write_text(tokenizer.to_json(), encoding="utf-8")
-            os.replace(partial, path)
+            write_text(path, tokenizer.to_json())
     return path
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data.files import write_bytes, write_text
 from scaling.errors import ArtifactError
 from scaling.laws import LAWS, Array
 
@@ -36,43 +35,11 @@ def to_jsonable(value: Any) -> Any:
     return value
 
 
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` either keeps what it had or has all of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def require_writable(directory: Path) -> None:
-    """Raise ArtifactError where files could not be made in ``directory``, before work is spent on them.
-
-    Nothing is left behind; a directory that does not exist yet is judged by its nearest ancestor that does.
-    """
-    place = directory
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    try:
-        # Asking for permission is not enough: a system directory may let root write and still refuse.
-        with tempfile.TemporaryDirectory(dir=place, prefix=".writable."):
-            pass
-    except OSError as error:
-        raise ArtifactError(f"{directory}: nothing can be written there: {place}: {error.strerror}") from error
-
-
 def write_draws(path: Path, draws: Mapping[str, Array]) -> None:
     """Write draws, name -> (draws,), as a NumPy archive."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **{k: np.asarray(v) for k, v in draws.items()})  # type: ignore[arg-type]
-    write_atomically(path, buffer.getvalue())
+    write_bytes(path, buffer.getvalue())
 
 
 def write_law(directory: Path, law: Mapping[str, Any], draws: Mapping[str, Array] | None = None) -> Path:
@@ -81,7 +48,7 @@ def write_law(directory: Path, law: Mapping[str, Any], draws: Mapping[str, Array
     if draws is not None:
         write_draws(directory / "draws.npz", draws)
     text = json.dumps(to_jsonable(law), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(directory / "law.json", text.encode())
+    write_text(directory / "law.json", text)
     return directory / "law.json"
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from data.files import write_text
 from scaling.errors import ForecastError
 from scaling.forecast.forecast import Forecast
-from scaling.forecast.law_file import to_jsonable, write_atomically
+from scaling.forecast.law_file import to_jsonable
 from scaling.tables.table import Table
 
 FOLDER = "forecasts"
@@ -56,7 +57,7 @@ def register(directory: Path, law: Mapping[str, Any], forecast: Forecast, now: d
         if all(known[k] == content[k] for k in ("inputs", "table_sha256", "law", "params")):
             raise ForecastError(f"this forecast is already registered as {known['file']}")
     path = directory / FOLDER / f"{content['sha256'][:16]}.json"
-    write_atomically(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     return path
 
 

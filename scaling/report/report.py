@@ -13,9 +13,9 @@ from typing import Any
 import jinja2
 import numpy as np
 
+from data.files import write_bytes, write_text
 from scaling.design.allocation import exponents
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.forecast.law_file import write_atomically
 from scaling.formatting import count, flops, formula, significant, symbol
 from scaling.laws import Array
 from scaling.report.page import ReportSource, pluralise
@@ -47,8 +47,8 @@ def write_report(
     directory = Path(out) / "report"
     for section in sections:
         for picture in section.pictures:
-            write_atomically(directory / f"{picture.name}.png", picture.image)
-    write_atomically(directory / "index.html", page.encode())
+            write_bytes(directory / f"{picture.name}.png", picture.image)
+    write_text(directory / "index.html", page)
     return directory / "index.html"
 
 

@@ -12,7 +12,6 @@ with. Losses are in nats per token.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from data.files import write_bytes, write_json
 from scaling.cli import Parser, parse_count, run_command
 from scaling.errors import MixingError, TableError
-from scaling.forecast.law_file import to_jsonable, write_atomically
+from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import count, percent
 from scaling.report.plot_style import png
 from scaling.report.plots_data_mixing import mixing
@@ -85,10 +85,10 @@ def run(args: argparse.Namespace) -> None:
             for name, shares, losses in zip(checks.runs, checks.shares, checks.losses, strict=True)
         ],
     }
-    write_atomically(args.runs / "mixing.json", (json.dumps(to_jsonable(content), indent=1) + "\n").encode())
+    write_json(args.runs / "mixing.json", to_jsonable(content))
     written = [args.runs / "mixing.json"]
     if len(found.names) == 2:
-        write_atomically(args.runs / "mixing.png", png(mixing(small, checks, prediction, draws, LEVEL)))
+        write_bytes(args.runs / "mixing.png", png(mixing(small, checks, prediction, draws, LEVEL)))
         written.append(args.runs / "mixing.png")
     console.print("written: " + ", ".join(map(str, written)), soft_wrap=True)
 

@@ -12,7 +12,6 @@ scaling/design/compare_designs.py says what they are.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,11 +20,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
+from data.files import require_writable, write_bytes, write_json
 from scaling.cli import Parser, fixed_parameters, run_command
 from scaling.design.compare_designs import ENOUGH, REACH, Outcome, cheapest, compare, split
 from scaling.errors import ArtifactError, FitError, TableError
 from scaling.fit.bootstrap import DRAWS, LEVEL
-from scaling.forecast.law_file import require_writable, to_jsonable, write_atomically
+from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import flops, percent
 from scaling.tables.read import read_table
 from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
@@ -104,10 +104,8 @@ def run(args: argparse.Namespace) -> None:
             "pinned": fixed_parameters(args.fix),
             "designs": [asdict(o) for o in outcomes],
         }
-        write_atomically(
-            args.out / "designs.json", json.dumps(to_jsonable(content), indent=1, ensure_ascii=False).encode()
-        )
-        write_atomically(args.out / "designs.png", png(designs(outcomes)))
+        write_json(args.out / "designs.json", to_jsonable(content))
+        write_bytes(args.out / "designs.png", png(designs(outcomes)))
         console.print(f"written: {args.out / 'designs.json'}, designs.png", soft_wrap=True)
 
 

@@ -26,9 +26,9 @@ from rich.table import Table as Grid
 
 from configs.reader import ConfigError
 from data.corpus.grammar import Grammar, exponent_of_speller, make_grammar
+from data.files import require_writable, write_bytes
 from scaling.cli import Parser, run_command
 from scaling.errors import ArtifactError, TableError
-from scaling.forecast.law_file import require_writable, write_atomically
 from scaling.formatting import count
 from scaling.report.plot_style import LAW, SECOND, Scale, figure, log_axis, png, span
 from scaling.tables.read import read_table
@@ -161,7 +161,7 @@ def run(args: argparse.Namespace) -> None:
     by = {variable: steps(table, grammar, variable) for variable in ("N", "D")}
     show(table, by, grammar, Console(width=None if sys.stdout.isatty() else 120))
     if args.out is not None:
-        write_atomically(args.out, png(draw(table, by, grammar)))
+        write_bytes(args.out, png(draw(table, by, grammar)))
 
 
 def main(words: Sequence[str] | None = None) -> int:

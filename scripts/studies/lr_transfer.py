@@ -17,6 +17,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from data.files import write_bytes
 from scaling.cli import Parser, run_command
 from scaling.errors import TableError
 from scaling.report.plot_style import png
@@ -41,7 +42,7 @@ def run(runs_dir: Path, size: str) -> None:
     console.print(losses(scans, size))
     console.print(summary(found, size))
     out = runs_dir / "lr_transfer.png"
-    out.write_bytes(png(picture(scans, size)))
+    write_bytes(out, png(picture(scans, size)))
     console.print(f"picture: {out}", soft_wrap=True)
 
 

@@ -23,9 +23,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
+from data.files import write_bytes, write_json
 from scaling.cli import Parser, run_command
 from scaling.errors import CurveError
-from scaling.forecast.law_file import to_jsonable, write_atomically
+from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import significant, symbol
 from scaling.report.plot_style import png
 from scaling.report.plots_multi_power import predictions
@@ -83,8 +84,8 @@ def run(args: argparse.Namespace) -> None:
     else:
         show(law, scores, console)
     if args.out:
-        write_atomically(args.out / "curves.json", (json.dumps(to_jsonable(answer), indent=1) + "\n").encode())
-        write_atomically(args.out / "curves.png", png(predictions(law, [*others, *fitted])))
+        write_json(args.out / "curves.json", to_jsonable(answer))
+        write_bytes(args.out / "curves.png", png(predictions(law, [*others, *fitted])))
         if not args.json:
             console.print(f"written: {args.out}/curves.json, {args.out}/curves.png", soft_wrap=True)
 

@@ -1,7 +1,6 @@
 """The parts of the trainer that need no run: schedule, optimizer, configuration of DeepSpeed, metrics, W&B."""
 
 import itertools
-import json
 import math
 import os
 import subprocess
@@ -14,7 +13,6 @@ import pytest
 import torch
 
 from configs.reader import ConfigError
-from data.files import only_process, write_json
 from tests.conftest import ROOT
 from train.config import OptimizerConfig, ScheduleConfig, WandbConfig, load_run
 from train.engine.ds_config import derive, merge_user_config, read_user_config
@@ -181,23 +179,6 @@ def test_torn_last_line_is_cut_and_steps_are_written_once(tmp_path: Path) -> Non
     assert log.write({"step": 2, "loss": math.nan})
     log.close()
     assert read_metrics(path) == [{"step": 1, "loss": 5.0}, {"step": 2, "loss": None}]
-
-
-def test_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
-    write_json(tmp_path / "a.json", {"x": 1})
-    with pytest.raises(ValueError, match="not JSON compliant"):
-        write_json(tmp_path / "a.json", {"x": math.nan})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
-    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_lock_is_exclusive_and_named(tmp_path: Path) -> None:
-    with only_process(tmp_path / ".lock", "the run"):
-        with pytest.raises(BlockingIOError, match="the run is in use"):
-            with only_process(tmp_path / ".lock", "the run"):
-                pass
-    with only_process(tmp_path / ".lock", "the run"):
-        pass
 
 
 # ---------------------------------------------------------------------------------------------- W&B

@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 import torch.distributed as dist
 from safetensors import SafetensorError
 
-from data.files import sync_directory
+from data.files import rename
 from model.transformer import parameter_shapes
 from train.checkpoint.branching import branch_point
 from train.checkpoint.fragments import fragments, refresh_weights, release_weights, scalars, set_scalars
@@ -119,16 +119,15 @@ def quarantine(run_dir: Path, after: int, topology: Topology) -> None:
     They stay as `checkpoints/quarantine-STEP` until the run has saved a checkpoint of their step or a later one.
     """
 
-    def rename() -> None:
+    def set_aside() -> None:
         folder = run_dir / "checkpoints"
         for path in newest_first(folder):
             if step_of(path) > after:
                 aside = path.with_name(f"{QUARANTINE}{step_of(path):08d}")
                 shutil.rmtree(aside, ignore_errors=True)
-                path.rename(aside)
-                sync_directory(folder)
+                rename(path, aside)
 
-    _together(rename, topology.is_main)
+    _together(set_aside, topology.is_main)
 
 
 # ---------------------------------------------------------------------------------------------- reading

@@ -9,12 +9,10 @@ The plain file has a directory of its own because many loaders take every `*.saf
 """
 
 import json
-import os
 import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -23,7 +21,7 @@ from configs.reader import dump_yaml
 from data.config import DataError
 from data.corpus.prepare import prepare
 from data.corpus.shards import TOKENIZER, TokenizerEntry, read_manifest
-from data.files import sha256, sync_directory
+from data.files import replace_directory, sha256, write_json
 from data.loading.mixture import open_mixture
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
 from train.checkpoint.manifest import CheckpointError, damage, newest_first, step_of
@@ -80,7 +78,9 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         provenance = {"format": "pt", "run": run.name, "step": str(done)}
         _write_plain(run, weights, provenance, partial / "plain")
         target, left_out = _write_huggingface(run, run_dir, weights, provenance, partial)
-        _commit(partial, out)
+        for path in partial.rglob("*.safetensors"):  # which the library makes for their owner alone
+            shutil.copymode(partial / "plain" / "config.yaml", path)
+        replace_directory(partial, out)
     except SafetensorError as error:
         raise ExportError(f"{out}: cannot be written: {error}") from None
     finally:
@@ -109,7 +109,7 @@ def _write_huggingface(
         return None, (*left_out, f"only plain/ can be loaded: {error}")
     save_file(huggingface_weights(run.model, weights), out / "model.safetensors", provenance)
     settings = huggingface_config(run.model, tokenizer.end_of_text_id if tokenizer else None)
-    _write_json(out / "config.json", settings)
+    write_json(out / "config.json", settings)
     return name, tuple(left_out)
 
 
@@ -146,7 +146,7 @@ def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry
         "model_max_length": run.model.context_length,
         "clean_up_tokenization_spaces": False,
     }
-    _write_json(out / "tokenizer_config.json", settings)
+    write_json(out / "tokenizer_config.json", settings)
     return entry
 
 
@@ -161,21 +161,3 @@ def _corpus(run: RunConfig, run_dir: Path) -> Path:
     except (ValueError, KeyError, TypeError):
         raise DataError(f"'{run_dir / 'record.json'}' is damaged") from None
     return Path(run.data.prepared) if run.data.prepared else Path(run.data.directory) / name
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _commit(partial: Path, out: Path) -> None:
-    """Make everything in `partial` durable, then give it its name."""
-    for path in partial.rglob("*"):
-        if path.is_file():
-            shutil.copymode(partial / "plain" / "config.yaml", path)  # safetensors makes files for their owner alone
-            with path.open("rb") as file:
-                os.fsync(file.fileno())
-        else:
-            sync_directory(path)
-    sync_directory(partial)
-    partial.rename(out)
-    sync_directory(out.parent)

@@ -3,7 +3,6 @@
 A checkpoint is whole when its manifest, written last, is there and says so of every file. Nothing here needs torch.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -11,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from data.files import sha256, sync_directory, write_json
+from data.files import rename, sha256, tree_hash, write_json
 from train.exit_codes import RunEnded, Status
 
 MANIFEST = "manifest.json"
@@ -83,7 +82,7 @@ def damage(path: Path, contents: bool = True, part: tuple[int, int] = (0, 1)) ->
 def write_manifest(partial: Path, step: int, written_by: str, files: Checksums) -> None:
     """Declare the checkpoint in `partial` whole."""
     manifest = {"format": _FORMAT, "step": step, "written_by": written_by, "files": files}
-    write_json(partial / MANIFEST, manifest | {"sha256": _digest(manifest)})
+    write_json(partial / MANIFEST, manifest | {"sha256": tree_hash(manifest)})
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -97,7 +96,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     checksum = manifest.pop("sha256", None)
     if manifest.get("format") != _FORMAT:
         raise ValueError("it was written by another version of this program")
-    if checksum != _digest(manifest) or manifest.get("step") != step_of(path):
+    if checksum != tree_hash(manifest) or manifest.get("step") != step_of(path):
         raise ValueError("it does not match its own checksum")
     if not _is_sound(manifest):
         raise ValueError("its entries are not what this program writes")
@@ -117,10 +116,6 @@ def _is_sound(manifest: dict[str, Any]) -> bool:
     )
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
 def put_in_place(aside: Path, final: Path) -> None:
     """Give a whole checkpoint its name. One that has the name already is there under one or another at any moment."""
     replaced = final.with_suffix(REPLACED)
@@ -129,8 +124,7 @@ def put_in_place(aside: Path, final: Path) -> None:
             discard(final if damage(final) else replaced)
         if final.exists():
             final.rename(replaced)
-    aside.rename(final)
-    sync_directory(final.parent)
+    rename(aside, final)
 
 
 def prune(folder: Path, keep: int, points: Sequence[int] = (), reach: int = 0) -> None:

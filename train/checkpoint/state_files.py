@@ -11,7 +11,6 @@ can be run.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -24,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from data.files import sync
 from model.config import ModelConfig
 from model.transformer import parameter_shapes
 from train.checkpoint.manifest import THREADS, Checksums, read_manifest
@@ -209,6 +209,5 @@ def write_file(path: Path, content: bytes) -> dict[str, Any]:
     checksum = hashlib.sha256(content).hexdigest()
     with path.open("xb") as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+        sync(file)
     return {"bytes": len(content), "sha256": checksum}

@@ -6,7 +6,7 @@ from typing import Any
 
 from configs.keys import flatten
 from configs.reader import ConfigError, Problem, dump_yaml, parse_yaml
-from data.files import write_atomic
+from data.files import write_text
 from train.checkpoint.branching import stable_steps, trunk_problem
 from train.checkpoint.manifest import newest_first
 from train.config import RunConfig, load_run
@@ -19,7 +19,7 @@ FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watchdog", "
 def store_config(run: RunConfig, run_dir: Path) -> None:
     """Write config.yaml, by atomic rename."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(run_dir / "config.yaml", dump_yaml(run))
+    write_text(run_dir / "config.yaml", dump_yaml(run))
 
 
 def require_unchanged(runs: Sequence[tuple[RunConfig, Path]]) -> None:

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from data.files import write_atomic
+from data.files import write_text
 from train.config import BranchConfig
 
 
@@ -100,5 +100,5 @@ def inherit_curve(branch: BranchConfig | None, run_dir: Path) -> list[dict[str, 
     own = read_metrics(run_dir / "metrics.jsonl")
     if not rows or (own and own[-1]["step"] >= rows[-1]["step"]):
         return []
-    write_atomic(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_text(run_dir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     return rows

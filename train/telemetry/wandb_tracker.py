@@ -12,7 +12,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from data.files import write_atomic
+from data.files import write_text
 from train.config import WandbConfig
 from train.telemetry.redact import redact
 
@@ -95,7 +95,7 @@ def stable_id(run_dir: Path) -> str:
     """Return the W&B id of the run in `run_dir`, drawn once and kept there, so that a resumed run is the same one."""
     path = run_dir / "wandb-id.txt"
     if not path.exists():
-        write_atomic(path, secrets.token_hex(8) + "\n")
+        write_text(path, secrets.token_hex(8) + "\n")
     return path.read_text().strip()
 
 

@@ -174,7 +174,7 @@ def test_max_bytes_takes_whole_documents_in_order():
 # ------------------------------------------------------------------------------- crashes and rivals
 
 
-@pytest.mark.parametrize("moment", ["write_manifest", "sync_directory"])
+@pytest.mark.parametrize("moment", ["write_manifest", "replace_directory"])
 def test_kill_in_the_middle_leaves_no_half_corpus(config, moment):
     """Killed while it writes, a preparation leaves no corpus, and the next one starts over and succeeds."""
     code = (

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
+from data.files import tree_hash
 from model.init import initialise
 from model.transformer import GPT, parameter_shapes
 from train.checkpoint import checkpoint, manifest
@@ -107,7 +108,7 @@ KILLS: dict[str, tuple[Any, str, str]] = {
     "in a file of states": (os, "fsync", ""),
     "before the manifest": (checkpoint, "write_manifest", ""),
     "in the manifest": (Path, "replace", ""),
-    "before the rename": (Path, "rename", ".partial"),
+    "before the rename": (manifest, "rename", ""),
     "before pruning": (checkpoint, "prune", ""),
     "in pruning": (shutil, "rmtree", ".discarded"),
 }
@@ -196,7 +197,7 @@ def test_pruning_leaves_one_that_a_rollback_can_go_back_to(run: RunConfig, tmp_p
         path = folder / f"step-{step:08d}"
         shutil.copytree(tmp_path / "pattern", path)
         content = json.loads((path / "manifest.json").read_text()) | {"step": step}
-        content["sha256"] = manifest._digest({key: value for key, value in content.items() if key != "sha256"})
+        content["sha256"] = tree_hash({key: value for key, value in content.items() if key != "sha256"})
         (path / "manifest.json").write_text(json.dumps(content))
         if step == 240:
             (path / "loop.json").unlink()  # one that is damaged is not the one
