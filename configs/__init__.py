@@ -1,5 +1,5 @@
 """What was asked for, and how are mistakes in it told?
 
 YAML files and the reader that turns them into typed dataclasses; the contracts between `train` and `scaling`.
-Imports nothing of the other packages.
+Imports `data.files` alone, which imports nothing.
 """

@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
@@ -277,7 +278,7 @@ def build(
     except (TypeError, ValueError) as error:
         raise ConfigError([Problem(source, "", f"holds a value that no key takes: {error}")]) from None
     try:
-        built = pydantic.TypeAdapter(cls).validate_json(text)
+        built: T = _adapter(cls).validate_json(text)  # type: ignore[arg-type]  # mypy: a class is not Hashable
     except pydantic.ValidationError as error:
         details = error.errors(include_url=False, include_context=True)
         found = [problem(_key(d["loc"]), _explain(cls, d)) for d in details]
@@ -286,6 +287,11 @@ def build(
     if found:
         raise ConfigError(found)
     return built
+
+
+@cache
+def _adapter(cls: Any) -> pydantic.TypeAdapter[Any]:
+    return pydantic.TypeAdapter(cls)
 
 
 def check(built: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ from train.stability.spike_detector import Kind, Verdict
 from train.stability.spike_guard import RecoveryState, Rollback, SpikeGuard
 from train.supervision.heartbeat import HeartbeatWriter
 from train.supervision.preemption import Preempted, StopRequest
-from train.telemetry.record import describe_data
+from train.telemetry.record import make_record
 from train.telemetry.reporter import Reporter, StepClock
 
 _LOOK = 20
@@ -134,7 +134,7 @@ def _attempt(
         losses = validation.measure(engine)
     if report is not None:
         spikes = guard.recovery.describe(run.tokens_per_step)
-        report.finish(losses.mean, {**describe_data(run, mixture, validation, losses), **spikes})
+        report.finish(make_record(run, topology, mixture, validation, losses, spikes, report.seconds))
     return None
 
 

@@ -1,12 +1,12 @@
 """One run in processes that the launcher has started: check everything, connect, train."""
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
 
 from configs.reader import ConfigError, Problem, dump_yaml
+from configs.run_record import complete_record
 from data.files import only_process, write_text
 from data.loading.mixture import Mixture, open_mixture
 from train.checkpoint.stored_config import changed_keys, require_same_prefix
@@ -60,7 +60,7 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
     with ExitStack() as stack:
         if topology.is_main:
             stack.enter_context(only_process(run_dir / ".lock", f"the run in {run_dir}", patience=35))
-        if _is_complete(run_dir):
+        if complete_record(run_dir) is not None:
             if topology.is_main:
                 print(f"{run_dir}: complete already; delete it to train again")
             return 0
@@ -97,13 +97,6 @@ def _open_mixture(run: RunConfig, topology: Topology, source: str) -> Mixture:
         message = f"{run.model.vocab_size} is less than the corpus's {mixture.vocab_size}, which is the nearest"
         raise ConfigError([Problem(source, "model.vocab_size", message)])
     return mixture
-
-
-def _is_complete(run_dir: Path) -> bool:
-    try:
-        return bool(json.loads((run_dir / "record.json").read_text())["complete"])
-    except (OSError, ValueError, KeyError):
-        return False
 
 
 def _require_unchanged(run: RunConfig, run_dir: Path) -> None:

@@ -11,18 +11,18 @@ law is fitted to what those predict. All losses are in nats per token.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import LinearConstraint, least_squares, minimize, minimize_scalar
 
-from scaling.errors import MixingError, TableError
+from configs.run_record import RunRecord
+from scaling.errors import MixingError
 from scaling.laws import Array
+from scaling.tables.runs import read_records
 
 EXPONENTS = (0.02, 2.0)  # of N, searched
 DRAWS = 200  # of the bootstrap
@@ -45,33 +45,31 @@ class Mixtures:
 
 
 def read_mixtures(directory: Path) -> Mixtures:
-    """The complete, untainted runs of a directory whose record.json has losses by component. Raises MixingError."""
-    records: list[dict[str, Any]] = []
-    for path in sorted(directory.glob("*/record.json")):
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise TableError(f"{path}: not JSON: {error}") from error
-        if record.get("complete") and not record.get("tainted") and "val_loss_by_component" in record:
-            records.append({**record, "run": path.parent.name})
-    if not records:
+    """The complete, untainted runs of a directory whose record.json has losses by component.
+
+    Raises MixingError where they make no table, TableError for a record that cannot be read.
+    """
+    runs: list[tuple[str, RunRecord, Mapping[str, float], Mapping[str, float]]] = []
+    for path, record in read_records(directory).items():
+        if record.components is not None and record.identity.complete and not record.result.tainted:
+            weights, losses = record.components.weight_by_component, record.components.val_loss_by_component
+            if weights is None or weights.keys() != losses.keys():
+                raise MixingError(f"{path}: weight_by_component: does not name what val_loss_by_component names")
+            runs.append((path.parent.name, record, weights, losses))
+    if not runs:
         raise MixingError(f"{directory}: no finished runs on a mixture (looked for val_loss_by_component)")
-    components = {tuple(sorted(record["val_loss_by_component"])) for record in records}
+    components = {tuple(sorted(losses)) for *_, losses in runs}
     if len(components) > 1:
         raise MixingError(f"{directory}: the runs mix different components: {sorted(components)}")
-    if len({record["D"] for record in records}) > 1:
+    if len({record.tokens.D for _, record, *_ in runs}) > 1:
         raise MixingError(f"{directory}: the runs differ in tokens; a mixing law compares runs of one budget D")
     names = components.pop()
-
-    def column(field: str) -> Array:
-        return np.array([[record[field][name] for name in names] for record in records], dtype=float)
-
     return Mixtures(
         names,
-        tuple(record["run"] for record in records),
-        np.array([record["N"] for record in records], dtype=float),
-        column("weight_by_component"),
-        column("val_loss_by_component"),
+        tuple(run for run, *_ in runs),
+        np.array([record.size.N for _, record, *_ in runs]),
+        np.array([[weights[name] for name in names] for *_, weights, _ in runs]),
+        np.array([[losses[name] for name in names] for *_, losses in runs]),
     )
 
 

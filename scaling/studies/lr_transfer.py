@@ -6,7 +6,6 @@ Losses are in nats per token.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy as np
 
 from scaling.errors import TableError
 from scaling.laws import Array
+from scaling.tables.runs import read_records
 
 SIZES = {"d_model": "width", "n_layer": "blocks"}
 """Field of a record that sizes may differ in, and its name in the picture."""
@@ -74,12 +74,13 @@ def read_scans(runs_dir: Path, size: str = "d_model") -> list[Scan]:
     """
     losses: dict[tuple[str, int], dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
     others = set()
-    for path in sorted(runs_dir.glob("*/record.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
-        losses[record.get("parametrization", "standard"), record[size]][record["lr"]].append(record["val_loss"])
-        others.add((record["D"], record["corpus"], *(record[key] for key in SIZES if key != size)))
-    if not losses:
-        raise TableError(f"{runs_dir}: no finished runs in it (looked for */record.json)")
+    for path, record in read_records(runs_dir).items():
+        shape = {key: getattr(record.size, key) for key in SIZES}
+        lr, corpus = record.recipe.lr, record.identity.corpus
+        if lr is None or corpus is None or None in shape.values():
+            raise TableError(f"{path}: a transfer needs all of lr, corpus, {', '.join(SIZES)}")
+        losses[record.size.parametrization or "standard", shape.pop(size)][lr].append(record.result.val_loss)
+        others.add((record.tokens.D, corpus, *shape.values()))
     if len(others) > 1:
         rest = " and ".join(key for key in SIZES if key != size)
         raise TableError(f"{runs_dir}: the runs differ in tokens, corpus or {rest} too; a transfer varies {size} alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.run_record import RECORD, RecordError, RunRecord, read_record
 from scaling.laws import Array
 
 BINS = 60  # points of a training curve
@@ -58,21 +60,20 @@ def read_curves(runs_dir: Path) -> list[Curve]:
         rows = read_rows(path, by="tokens")
         if len(rows) < 2:
             continue
-        record = _record(path.parent / "record.json")
+        record = _record(path.parent / RECORD)
         keys = ("tokens", "flops", "loss", "loss_mean", "val_loss", "step", "lr")
         columns = {k: column(rows, k) for k in keys}
         columns["loss_mean"] = np.where(np.isnan(columns["loss_mean"]), columns["loss"], columns["loss_mean"])
-        N = _number(record.get("N"))
-        curves.append(Curve(path.parent.name, N if N > 0 else None, record.get("complete") is True, **columns))
+        N = None if record is None or not 0 < record.size.N < math.inf else record.size.N
+        curves.append(Curve(path.parent.name, N, record is not None and record.identity.complete, **columns))
     return curves
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _record(path: Path) -> RunRecord | None:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        return read_record(path)
+    except (OSError, RecordError):
+        return None
 
 
 def column(rows: Sequence[dict[str, Any]], name: str) -> Array:

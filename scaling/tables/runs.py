@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from configs.run_record import RECORD, RecordError, RunRecord, parse_record, read_record
 from scaling.errors import TableError
 from scaling.tables.cells import OPTIONAL, REQUIRED, cell_problem, first_line, unfit_reason
 from scaling.tables.table import NATS, Excluded, Table, make_table, unit_of_loss
@@ -30,6 +30,17 @@ RECORD_FIELDS = {
 }
 
 
+def read_records(directory: Path) -> dict[Path, RunRecord]:
+    """Every DIR/*/record.json, by its path, in order. Raises TableError where there is none, or one cannot be read."""
+    try:
+        records = {path: read_record(path) for path in sorted(directory.glob(f"*/{RECORD}"))}
+    except RecordError as error:
+        raise TableError(str(error)) from None
+    if not records:
+        raise TableError(f"{directory}: no finished runs in it (looked for */{RECORD})")
+    return records
+
+
 def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) -> Table:
     """Read the record.json of each of ``run_dirs``, folders of ``directory``; for ``rename`` see read_table.
 
@@ -39,12 +50,13 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
     digest = hashlib.sha256()
     excluded: list[Excluded] = []
     kept: list[dict[str, Any]] = []
+    tokenizers: set[str | None] = set()
     rows: list[int] = []
     runs: list[str] = []
     trunks: dict[str, str] = {}
     seen = 0
     for run_dir in run_dirs:
-        path = run_dir / "record.json"
+        path = run_dir / RECORD
         if not path.exists():
             if (run_dir / "metrics.jsonl").exists():
                 excluded.append(Excluded(run_dir.name, "no record.json: the run has not finished"))
@@ -52,15 +64,23 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
         seen += 1
         content = path.read_bytes()
         digest.update(content)
-        record, reason = _record(content, fields)
-        if record.get("branch_of"):
-            trunks[run_dir.name] = str(record["branch_of"])
-        if reason:
+        try:
+            record = parse_record(content, RECORD)
+        except RecordError as error:
+            excluded.append(Excluded(run_dir.name, first_line(error)))
+            continue
+        if record.recipe.branch_of:
+            trunks[run_dir.name] = record.recipe.branch_of
+        values = record.flat()
+        row = {column: _field(values, name) for column, name in fields.items()}
+        bad = next((f"{c}: {p}" for c in REQUIRED if (p := cell_problem(c, row[c]))), None)
+        if reason := unfit_reason(values) or bad:
             excluded.append(Excluded(run_dir.name, reason))
             continue
         rows.append(seen)
         runs.append(run_dir.name)
-        kept.append(record)
+        kept.append(row)
+        tokenizers.add(record.identity.tokenizer_sha256)
     if not seen:
         raise TableError(f"{directory}: no finished runs in it (looked for */record.json)")
     if not kept:
@@ -70,7 +90,7 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
     clusters = [_root(run, trunks) for run in runs]
     table = make_table([*REQUIRED, *optional], kept, runs, clusters, rows, excluded, digest.hexdigest(), str(directory))
     unit = unit_of_loss(rename)
-    tokenizers = {record["tokenizer"] for record in kept} - {None}
+    tokenizers.discard(None)
     if len(tokenizers) > 1 and unit == NATS:
         raise TableError(
             f"{directory}: the runs have {len(tokenizers)} tokenizers, and neither {NATS} nor tokens of different ones "
@@ -93,19 +113,3 @@ def _field(record: Mapping[str, Any], name: str) -> Any:
     head, _, rest = name.partition(".")
     value = record.get(head)
     return _field(value, rest) if rest and isinstance(value, Mapping) else value
-
-
-def _record(content: bytes, fields: Mapping[str, str]) -> tuple[dict[str, Any], str | None]:
-    """A training record as a row, whose columns come from ``fields``, and why it cannot be used."""
-    try:
-        raw = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        return {}, f"record.json is not JSON: {first_line(error)}"
-    if not isinstance(raw, dict):
-        return {}, "record.json is not a JSON object"
-    if raw.get("complete") is not True:
-        raw = {**raw, "complete": False}
-    record = {column: _field(raw, name) for column, name in fields.items()}
-    record |= {"tokenizer": raw.get("tokenizer_sha256"), "branch_of": raw.get("branch_of")}
-    bad = next((f"{c}: {p}" for c in REQUIRED if (p := cell_problem(c, record[c]))), None)
-    return record, unfit_reason(raw) or bad

@@ -51,7 +51,7 @@ def _losses(run_dir: Path) -> list[tuple[float, ...]] | None:
     if (record := complete_record(run_dir)) is None:
         return None
     rows = read_metrics(run_dir / "metrics.jsonl")
-    return [(record["val_loss"],), *((row["step"], row["loss"], row["grad_norm"]) for row in rows)]
+    return [(record.result.val_loss,), *((row["step"], row["loss"], row["grad_norm"]) for row in rows)]
 
 
 def main(arguments: list[str] | None = None) -> int:

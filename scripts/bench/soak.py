@@ -393,7 +393,7 @@ def measured(run: Run) -> dict[str, Any]:
     """Return all that a run measured and left, without times and bands."""
     checkpoints = newest_first(run.directory / "checkpoints")
     return {
-        "record.json": _without_times(complete_record(run.directory) or {}),
+        "record.json": _without_times(record.flat()) if (record := complete_record(run.directory)) else {},
         "metrics.jsonl": _rows(run.directory / "metrics.jsonl"),
         "events.jsonl": _rows(run.directory / "events.jsonl"),
         "the last checkpoint": read_manifest(checkpoints[0])["files"] if checkpoints else {},

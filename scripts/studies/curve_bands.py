@@ -40,7 +40,8 @@ def renew(runs_dir: Path) -> None:
     runs = {path.parent.name: load_run(path) for path in sorted(runs_dir.glob("*/config.yaml"))}
     records = {name: complete_record(runs_dir / name) for name in runs}
     curves = {curve.name: curve for curve in read_curves(runs_dir)}
-    rungs = [(runs[n], curves[n]) for n, record in records.items() if record and not record["tainted"] and n in curves]
+    healthy = [name for name, record in records.items() if record and not record.result.tainted]
+    rungs = [(runs[name], curves[name]) for name in healthy if name in curves]
     waiting = [name for name, record in records.items() if record is None]
     if not waiting:
         raise FitError(f"{runs_dir}: no unfinished run in it (looked for */config.yaml)")

@@ -5,7 +5,6 @@ printed. What was counted once is kept in the corpus's directory.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.reader import ConfigError
+from configs.run_record import RECORD, read_record
 from data.config import DataError
 from data.corpus.shards import Corpus, open_corpus
 from data.files import write_json
@@ -72,8 +72,9 @@ def for_runs(directory: Path, order: int) -> list[Baseline]:
         DataError: when no run has a record, or they read mixtures.
     """
     uses: dict[str, list[Path]] = {}
-    for record in sorted(directory.glob("*/record.json")):
-        uses.setdefault(json.loads(record.read_text(encoding="utf-8"))["corpus"], []).append(record.parent)
+    for path in sorted(directory.glob(f"*/{RECORD}")):
+        if (corpus := read_record(path).identity.corpus) is not None:
+            uses.setdefault(corpus, []).append(path.parent)
     if not uses:
         raise DataError(f"'{directory}' is neither a corpus nor a directory of runs with a record.json")
     run = load_run(max(uses.values(), key=len)[0] / "config.yaml")

@@ -8,7 +8,6 @@
 The plain file has a directory of its own because many loaders take every `*.safetensors` beside `config.json`.
 """
 
-import json
 import shutil
 import sys
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from configs.reader import dump_yaml
+from configs.run_record import RECORD, RecordError, read_record
 from data.config import DataError
 from data.corpus.prepare import prepare
 from data.corpus.shards import TOKENIZER, TokenizerEntry, read_manifest
@@ -154,10 +154,14 @@ def _corpus(run: RunConfig, run_dir: Path) -> Path:
     """Find the corpus that the run was trained on; of a mixture, one with its tokenizer."""
     if run.data.mixture:
         return open_mixture(run.data).components[0].corpus.directory
+    if run.data.prepared:
+        return Path(run.data.prepared)
     try:
-        name = json.loads((run_dir / "record.json").read_text(encoding="utf-8"))["corpus"]
+        name = read_record(run_dir / RECORD).identity.corpus
     except FileNotFoundError:
         return prepare(run.data)  # not finished yet, so training would do the same
-    except (ValueError, KeyError, TypeError):
-        raise DataError(f"'{run_dir / 'record.json'}' is damaged") from None
-    return Path(run.data.prepared) if run.data.prepared else Path(run.data.directory) / name
+    except RecordError as error:
+        raise DataError(str(error)) from None
+    if name is None:
+        raise DataError(f"{run_dir / RECORD}: corpus: is missing")
+    return Path(run.data.directory) / name

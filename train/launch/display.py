@@ -139,7 +139,7 @@ def status_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table
         table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "remark")
     for run in runs:
         state = states[run.name]
-        loss = state.record.get("val_loss") or state.row.get("loss")
+        loss = state.record.result.val_loss if state.record is not None else state.row.get("loss")
         step = f"{state.step:,}/{run.config.steps:,}"
         table.add_row(run.name, Text(state.state, _STYLES[state.state]), step, _number(loss, ".4f"), Text(state.note))
     return table
@@ -151,13 +151,12 @@ def result_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table
     for heading in ("run", "N", "D", "val_loss", "bits/byte", "time"):
         table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
     for run in runs:
+        size = (short_count(count_parameters(run.config.model).total), short_count(run.config.tokens))
         record = states[run.name].record
-        table.add_row(
-            run.name,
-            short_count(count_parameters(run.config.model).total),
-            short_count(run.config.tokens),
-            _number(record.get("val_loss"), ".4f") or states[run.name].state,
-            _number(record.get("bits_per_byte"), ".4f"),
-            duration(record["seconds"]) if "seconds" in record else "",
-        )
+        if record is None:
+            table.add_row(run.name, *size, states[run.name].state, "", "")
+            continue
+        loss, bits, seconds = record.result.val_loss, record.result.bits_per_byte, record.compute.seconds
+        time = "" if seconds is None else duration(seconds)
+        table.add_row(run.name, *size, f"{loss:.4f}", _number(bits, ".4f"), time)
     return table

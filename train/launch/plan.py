@@ -134,9 +134,10 @@ def measured_startup(sweep: Sweep) -> tuple[float, float]:
     beside: dict[bool, list[float]] = {True: [], False: []}
     for run in sweep.runs:
         record, complete = complete_record(run.directory), events.get((run.name, "complete"))
-        if record is not None and complete is not None and "seconds" in record and not record.get("branch_of"):
-            warm = events.get((run.name, "started"), {}).get("warm", False)
-            beside[warm].append(max(0.0, complete["seconds"] - record["seconds"]))
+        if record is None or complete is None or record.compute.seconds is None or record.recipe.branch_of:
+            continue
+        warm = events.get((run.name, "started"), {}).get("warm", False)
+        beside[warm].append(max(0.0, complete["seconds"] - record.compute.seconds))
     handover = statistics.median(beside[True]) if beside[True] else _HANDOVER
     launch = max(0.0, statistics.median(beside[False]) - handover) if beside[False] else _LAUNCH
     return launch, handover

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from configs.run_record import complete_record
+from configs.run_record import RunRecord, complete_record
 from train.launch.events import last_failures
 from train.launch.job_queue import current_job
 from train.supervision.processes import marked_processes
@@ -25,8 +25,8 @@ class RunState:
     """Step of the newest row of metrics.jsonl."""
     row: dict[str, Any] = field(default_factory=dict)
     """That row."""
-    record: dict[str, Any] = field(default_factory=dict)
-    """record.json of a complete run."""
+    record: RunRecord | None = None
+    """Of a complete run."""
     note: str = ""
     """Why it failed, or where it will continue."""
 

@@ -11,9 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
-from configs.run_record import complete_record
+from configs.run_record import RunRecord, complete_record
 from data.files import only_process, require_writable
 from train.checkpoint.branching import branch_point
 from train.checkpoint.stored_config import require_unchanged, store_config
@@ -313,12 +312,12 @@ class _Scheduler:
         worker.process.wait()
         return reason
 
-    def _account(self, attempt: _Attempt, record: dict[str, Any] | None, code: int, hung: str) -> bool:
+    def _account(self, attempt: _Attempt, record: RunRecord | None, code: int, hung: str) -> bool:
         """Tell how an attempt ended; return whether that was the last at this run."""
         run, seconds = attempt.run, round(time.monotonic() - attempt.started, 1)
         if record is not None:
             note_event(self.config.directory, run.name, "complete", seconds=seconds)
-            self.progress.say(f"{run.name}: complete, val_loss {record.get('val_loss', float('nan')):.4f}")
+            self.progress.say(f"{run.name}: complete, val_loss {record.result.val_loss:.4f}")
             self.completed()
             self.unneeded = self.ask()
             return True

@@ -1,4 +1,4 @@
-"""`record.json`: everything a fitter needs to know about a run, in one flat object."""
+"""What a run says of itself when it has finished: everything that a fitter needs to know."""
 
 import math
 import platform
@@ -9,14 +9,22 @@ from typing import Any
 
 import torch
 
+from configs.run_record import (
+    ComponentResults,
+    RunCompute,
+    RunIdentity,
+    RunRecipe,
+    RunRecord,
+    RunResult,
+    RunSize,
+    RunTokens,
+)
 from data.loading.mixture import Mixture, repetitions
 from model.counts import count_parameters
 from train.config import RunConfig
 from train.cost.gpus import find_gpu
 from train.distributed.topology import Topology, uses_gpu
 from train.engine.validation_loss import Losses, Validation
-
-SCHEMA = 1
 
 
 def device_name() -> str:
@@ -39,97 +47,113 @@ def peak_flops() -> float | None:
 def make_record(
     run: RunConfig,
     topology: Topology,
-    val_loss: float,
+    mixture: Mixture,
+    validation: Validation,
+    losses: Losses,
+    spikes: dict[str, Any],
     seconds: float,
-    data: dict[str, Any],
-) -> dict[str, Any]:
+) -> RunRecord:
     """Describe a finished run.
 
     Args:
         run: its configuration.
         topology: the processes that ran it.
-        val_loss: nats per token on the fixed validation tokens.
+        mixture: what it was trained on.
+        validation: what it was evaluated on.
+        losses: of the last evaluation.
+        spikes: whether anything altered the run, and what.
         seconds: wall-clock time of the steps that count, over all resumes.
-        data: what is recorded of the corpus, with `validation_bytes_per_token` for the bits per byte, and of spikes.
     """
     counts = count_parameters(run.model)
-    return {
-        "schema": SCHEMA,
-        "name": run.name,
-        "complete": True,
-        "N": counts.total,
-        "N_non_embedding": counts.non_embedding,
-        "N_head": counts.readout_matrix,
-        "N_with_head": counts.with_head,
-        "D": run.tokens,
-        "flops": run.flops,
-        "flops_spent": run.flops_spent,
-        "flops_6nd": 6 * counts.total * run.tokens,
-        "val_loss": val_loss,
-        "bits_per_byte": val_loss / (math.log(2) * data["validation_bytes_per_token"]),
-        "seed": run.seed,
-        "steps": run.steps,
-        "global_batch": run.train.global_batch_size,
-        "micro_batch": run.train.micro_batch_size,
-        "sequence_length": run.train.sequence_length,
-        "tokens_per_step": run.tokens_per_step,
-        "lr": run.optimizer.lr,
-        "weight_decay": run.optimizer.weight_decay,
-        "schedule": run.schedule.kind,
-        "warmup_steps": run.schedule.warmup_length(run.steps),
-        "branch_of": None if run.branch is None else run.branch.run,
-        "branch_step": None if run.branch is None else run.branch.step,
-        "final_lr_fraction": run.schedule.min_lr_ratio if run.schedule.kind != "constant" else 1.0,
-        "n_layer": run.model.n_layer,
-        "d_model": run.model.d_model,
-        "n_head": run.model.n_head,
-        "d_ff": run.model.d_ff,
-        "vocab_size": run.model.vocab_size,
-        "style": run.model.style,
-        "tied": run.model.tie_embeddings,
-        "parametrization": run.model.parametrization,
-        "precision": run.precision,
-        "world_size": topology.world_size,
-        "data_parallel": topology.data_parallel,
-        "pipeline_stages": topology.pipeline_stages,
-        "tensor_parallel": topology.tensor_parallel,
-        "zero_stage": run.zero_stage,
-        "seconds": seconds,
-        "device": device_name(),
-        **data,
-        **_versions(),
-    }
-
-
-def describe_data(run: RunConfig, mixture: Mixture, validation: Validation, losses: Losses) -> dict[str, Any]:
-    """Return what `make_record` is told of the data: how much of it was read, and how it was measured."""
     repeated = repetitions(mixture, run.train.sequence_length, run.tokens)
-    tokenizer = mixture.components[0].corpus.manifest.tokenizer.sha256
+    bytes_per_token = validation.mean(validation.bytes_per_token)
+    return RunRecord(
+        identity=RunIdentity(
+            name=run.name,
+            complete=True,
+            seed=run.seed,
+            corpus=mixture.name,
+            corpus_fingerprint=mixture.fingerprint,
+            tokenizer_sha256=mixture.components[0].corpus.manifest.tokenizer.sha256,
+            **_versions(),
+        ),
+        size=RunSize(
+            N=counts.total,
+            N_non_embedding=counts.non_embedding,
+            N_head=counts.readout_matrix,
+            n_layer=run.model.n_layer,
+            d_model=run.model.d_model,
+            n_head=run.model.n_head,
+            d_ff=run.model.d_ff,
+            vocab_size=run.model.vocab_size,
+            style=run.model.style,
+            tied=run.model.tie_embeddings,
+            parametrization=run.model.parametrization,
+        ),
+        tokens=RunTokens(
+            D=run.tokens,
+            training_bytes=_training_bytes(mixture, run.tokens),
+            epochs=max(r.epochs for r in repeated.values()),
+            unique_tokens=sum(r.unique_tokens for r in repeated.values()),
+            entropy_rate=_entropy_rate(mixture, run.train.sequence_length),
+            validation_tokens=validation.tokens,
+            validation_bytes_per_token=bytes_per_token,
+        ),
+        compute=RunCompute(
+            flops=run.flops,
+            flops_spent=run.flops_spent,
+            flops_6nd=6 * counts.total * run.tokens,
+            seconds=seconds,
+            device=device_name(),
+            world_size=topology.world_size,
+            data_parallel=topology.data_parallel,
+            pipeline_stages=topology.pipeline_stages,
+            tensor_parallel=topology.tensor_parallel,
+            zero_stage=run.zero_stage,
+            precision=run.precision,
+        ),
+        recipe=RunRecipe(
+            steps=run.steps,
+            global_batch=run.train.global_batch_size,
+            micro_batch=run.train.micro_batch_size,
+            sequence_length=run.train.sequence_length,
+            lr=run.optimizer.lr,
+            weight_decay=run.optimizer.weight_decay,
+            schedule=run.schedule.kind,
+            warmup_steps=run.schedule.warmup_length(run.steps),
+            final_lr_fraction=run.schedule.min_lr_ratio if run.schedule.kind != "constant" else 1.0,
+            branch_of=None if run.branch is None else run.branch.run,
+            branch_step=None if run.branch is None else run.branch.step,
+        ),
+        result=RunResult(
+            val_loss=losses.mean,
+            val_loss_stderr=None,
+            bits_per_byte=_bits(losses.mean, bytes_per_token),
+            **spikes,
+        ),
+        components=ComponentResults(
+            val_loss_by_component=losses.by_component,
+            weight_by_component=validation.weights,
+            bits_per_byte_by_component={
+                name: _bits(loss, validation.bytes_per_token[name]) for name, loss in losses.by_component.items()
+            },
+            epochs_by_component={name: r.epochs for name, r in repeated.items()},
+            unique_tokens_by_component={name: r.unique_tokens for name, r in repeated.items()},
+        )
+        if run.data.mixture
+        else None,
+        others={},
+    )
+
+
+def _bits(nats_per_token: float, bytes_per_token: float) -> float:
+    """Return bits per UTF-8 byte of text, which compare across tokenizers as nats per token do not."""
+    return nats_per_token / (math.log(2) * bytes_per_token)
+
+
+def _training_bytes(mixture: Mixture, tokens: int) -> int:
     texts = [(component.weight, component.corpus.manifest.train) for component in mixture.components]
-    training_bytes = round(run.tokens * sum(weight * text.bytes / text.tokens for weight, text in texts))
-    described = {
-        "validation_tokens": validation.tokens,
-        "validation_bytes_per_token": validation.mean(validation.bytes_per_token),
-        # Of a mixture: passes over the component that is repeated most, and distinct tokens of all components.
-        "epochs": max(r.epochs for r in repeated.values()),
-        "unique_tokens": sum(r.unique_tokens for r in repeated.values()),
-        "entropy_rate": _entropy_rate(mixture, run.train.sequence_length),
-        # Text in UTF-8 bytes, which compares across tokenizers as tokens do not.
-        "training_bytes": training_bytes,
-        "corpus": mixture.name,
-        "corpus_fingerprint": mixture.fingerprint,
-        "tokenizer_sha256": tokenizer,
-    }
-    if not run.data.mixture:
-        return described
-    bits = {k: v / (math.log(2) * validation.bytes_per_token[k]) for k, v in losses.by_component.items()}
-    return described | {
-        "val_loss_by_component": losses.by_component,
-        "bits_per_byte_by_component": bits,
-        "weight_by_component": validation.weights,
-        "epochs_by_component": {name: r.epochs for name, r in repeated.items()},
-        "unique_tokens_by_component": {name: r.unique_tokens for name, r in repeated.items()},
-    }
+    return round(tokens * sum(weight * text.bytes / text.tokens for weight, text in texts))
 
 
 def _entropy_rate(mixture: Mixture, sequence_length: int) -> float | None:

@@ -7,14 +7,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data.files import write_json
+from configs.run_record import RECORD, RunRecord
 from train.config import RunConfig
 from train.distributed.topology import Topology
 from train.engine.validation_loss import Losses
 from train.stability.band_monitor import BAND, Monitor
 from train.stability.spike_detector import Kind, Verdict
 from train.telemetry.metrics import MetricsLog, inherit_curve
-from train.telemetry.record import make_record, peak_flops
+from train.telemetry.record import peak_flops
 from train.telemetry.wandb_tracker import Tracker
 
 
@@ -66,7 +66,7 @@ class Reporter:
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": lr,
-            "seconds": time.perf_counter() - self.started,
+            "seconds": self.seconds,
         }
         if loss_mean is not None:
             row["loss_mean"] = loss_mean
@@ -125,15 +125,18 @@ class Reporter:
     def _where(self, step: int) -> dict[str, Any]:
         return {"step": step} if self.attempt == 1 else {"step": step, "attempt": self.attempt}
 
-    def finish(self, val_loss: float, data: dict[str, Any]) -> None:
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time of the steps that count, over all resumes."""
+        return time.perf_counter() - self.started
+
+    def finish(self, record: RunRecord) -> None:
         """Write the record; it is the last file of a run."""
-        seconds = time.perf_counter() - self.started
         self.make_durable()
-        record = make_record(self.run, self.topology, val_loss, seconds, data)
-        write_json(self.run_dir / "record.json", record)
-        self.close({k: v for k, v in record.items() if isinstance(v, int | float)})
-        text = f"val_loss {val_loss:.4f} nats/token, {record['bits_per_byte']:.4f} bits/byte"
-        print(f"{text} -> {self.run_dir}/record.json", flush=True)
+        record.write(self.run_dir / RECORD)
+        self.close({k: v for k, v in record.flat().items() if isinstance(v, int | float)})
+        text = f"val_loss {record.result.val_loss:.4f} nats/token, {record.result.bits_per_byte:.4f} bits/byte"
+        print(f"{text} -> {self.run_dir / RECORD}", flush=True)
 
     def close(self, summary: dict[str, Any] | None = None) -> None:
         """Close the log and give W&B a little time for what is queued, with its `summary` if the run is complete."""

@@ -160,7 +160,8 @@ def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -
         lines = [json.dumps({"step": round(s), "tokens": t, "loss": v}) for s, t, v in rows]
         (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n")
         if size != "tiny-98k":
-            (folder / "record.json").write_text(json.dumps({"complete": True, "tainted": False, "N": N, "D": D}))
+            record = {"complete": True, "tainted": False, "N": N, "D": D, "val_loss": 2.0}
+            (folder / "record.json").write_text(json.dumps(record))
     script = runpy.run_path(str(ROOT / "scripts/studies/curve_bands.py"))
     assert script["main"]([str(tmp_path)]) == 0
     assert "bands for 1 of 1 unfinished runs" in capsys.readouterr().out
@@ -169,6 +170,6 @@ def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -
     assert ((np.array(found["low"]) <= y) & (y <= np.array(found["high"]))).all()
     assert not (tmp_path / "tiny-25k/band.json").exists()
 
-    (tmp_path / "tiny-25k/record.json").write_text(json.dumps({"complete": True, "tainted": True}))
+    (tmp_path / "tiny-25k/record.json").write_text(json.dumps(record | {"tainted": True}))
     assert script["main"]([str(tmp_path)]) == 2
     assert f"at least {MIN_RUNGS} finished runs" in capsys.readouterr().err

@@ -40,6 +40,7 @@ def write_runs(directory, noise=0.0):
                 "complete": True,
                 "N": int(N),
                 "D": 1000,
+                "val_loss": float(losses @ [weight, 1 - weight]),
                 "weight_by_component": {"code": weight, "prose": 1 - weight},
                 "val_loss_by_component": dict(zip(("code", "prose"), losses.tolist(), strict=True)),
             }

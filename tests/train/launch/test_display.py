@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from configs.run_record import parse_record
 from train.config import load_run
 from train.launch.devices import Devices
 from train.launch.display import SweepProgress, result_table, seconds_left, show_table, status_table
@@ -17,8 +18,9 @@ from train.sweep.run import Run, Sweep
 
 TINY = Path(__file__).parents[3] / "configs" / "runs" / "tiny.yaml"
 ROW = {"step": 100, "loss": 3.25, "tokens_per_second": 2048.0}
+RECORD = {"complete": True, "N": 1000, "D": 640, "val_loss": 2.5, "bits_per_byte": 1.25, "seconds": 200.0}
 STATES = {
-    "done": RunState("complete", 300, {}, {"val_loss": 2.5, "bits_per_byte": 1.25, "seconds": 200.0}),
+    "done": RunState("complete", 300, {}, parse_record(json.dumps(RECORD), "record.json")),
     "half": RunState("running", 100, ROW),
     "young": RunState("running"),
     "broken": RunState("failed", 10, ROW, note="exit status 1: [red]the sky fell[/red]"),
@@ -126,8 +128,9 @@ def test_state_of_a_directory(tmp_path):
     stopped = read_state(run, running=False, failure=None)
     assert (stopped.state, stopped.step, stopped.note) == ("resumable", 100, "continues from step 80")
     assert read_state(run, running=False, failure="exit status 1").note == "exit status 1; continues from step 80"
-    for text in ("", "[]", '{"complete": false}', '{"complete": "yes"}'):
+    broken = [RECORD | {"complete": complete} for complete in (False, "yes")]
+    for text in ("", "[]", '{"complete": true}', *map(json.dumps, broken)):
         (tmp_path / "record.json").write_text(text)
         assert read_state(run, running=False, failure=None).state == "resumable"
-    (tmp_path / "record.json").write_text('{"complete": true}')
+    (tmp_path / "record.json").write_text(json.dumps(RECORD))
     assert read_state(run, running=False, failure="exit status 1").state == "complete"
