@@ -77,6 +77,7 @@ KEYS = {
     "data.fraction": "data.subsample",
     "spikes.grace": "spikes.patience",
     "spikes.margin": "spikes.rollback_margin",
+    "spikes.calm_z": "spikes.recovery_z",
 }
 VALUES = {"pysource": "python_source"}
 CONSTANT = {
@@ -290,7 +291,7 @@ def test_old_keys_of_a_run_are_read() -> None:
 
 
 def test_old_keys_win_on_the_command_line() -> None:
-    """An override in the old name displaces what a file says in the old name, and the other way round."""
+    """An override in the old name displaces what a file says in the old name."""
     words = ["--watch.step_seconds=77.0", "--evaluate.every=11", "--schedule.final=0.3", "--train.micro_batch=4"]
     run = load_run(OLD / "all_keys_run.yaml", [*words, "--model.tied=true", "--data.fraction=0.125"])
     require(run, {"watch.step_seconds": 77.0, "evaluate.every": 11, "schedule.final": 0.3, "train.micro_batch": 4})
