@@ -20,17 +20,17 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import ROOT, read_record, read_rows
 
 from configs.reader import ConfigError
 from model.counts import count_parameters
-from scaling.artifact import read_law
-from scaling.table import read_table
-from scaling.traces import read_curves
+from scaling.forecast.law_file import read_law
+from scaling.tables.curves import read_curves
+from scaling.tables.read import read_table
+from tests.conftest import ROOT, read_record, read_rows
 from train.config import load_run
-from train.metrics import read_metrics
-from train.monitor import Monitor
-from train.sweep import load_sweep
+from train.stability.band_monitor import Monitor
+from train.sweep.expand import load_sweep
+from train.telemetry.metrics import read_metrics
 
 OLD = ROOT / "tests/old_files"
 LADDER, MIXTURE, SWEEP = OLD / "runs/ladder", OLD / "runs/mixture", OLD / "ladder.yaml"
