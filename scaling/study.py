@@ -96,6 +96,11 @@ def fit_law(table: Table, options: FitOptions | None = None) -> FitResult:
         "points": {k: rows.columns[k] for k in dict.fromkeys((*law.variables, "N", "D"))},
         "n_definition": table.n_definition,
         "c_definition": table.c_definition,
+        "compute": {
+            "definition": table.compute.definition,
+            "sizes": list(table.compute.sizes),
+            "flops_per_token": list(table.compute.flops_per_token),
+        },
         "loss": {"name": loss.name, "scale": loss.scale, "delta": loss.delta},
         "weights": options.weights if "weight" in table.columns else "none",
         "pinned": dict(options.fixed),

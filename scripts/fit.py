@@ -36,8 +36,9 @@ from scaling.report.console import show
 from scaling.study import FitOptions, fit_law
 from scaling.tables.baselines import read_baselines
 from scaling.tables.cells import MAX_VALUE
+from scaling.tables.compute import C_DEFINITIONS, Compute
 from scaling.tables.read import read_table
-from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.tables.table import N_DEFINITIONS
 from scaling.validation.lr_scans import at_best, scans
 
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
@@ -80,7 +81,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def point(args: argparse.Namespace) -> dict[str, float] | None:
+def point(args: argparse.Namespace, compute: Compute) -> dict[str, float] | None:
     """The model that a sensitivity analysis is asked about. Raises FitError for half of one."""
     if args.params is None and args.tokens is None:
         return None
@@ -90,7 +91,7 @@ def point(args: argparse.Namespace) -> dict[str, float] | None:
         raise FitError("--params and --tokens name the model that --sensitivity follows; add it, or leave them out")
     if max(args.params, args.tokens) > MAX_VALUE:
         raise FitError(f"--params {args.params:g} and --tokens {args.tokens:g} are beyond any plausible value")
-    return {"N": args.params, "D": args.tokens, "C": 6 * args.params * args.tokens}
+    return {"N": args.params, "D": args.tokens, "C": float(compute.flops(args.params, args.tokens))}
 
 
 def run(args: argparse.Namespace) -> None:
@@ -124,7 +125,7 @@ def run(args: argparse.Namespace) -> None:
         average=not args.no_average,
         sensitivity=args.sensitivity,
         tuned=tuned,
-        point=point(args),
+        point=point(args, table.compute),
     )
     out = args.out or args.source
     require_writable(out)

@@ -1,7 +1,8 @@
 #!/usr/bin/env python
 """Plan with a fitted law: the best model for a budget, or the next runs that make a forecast sharper.
 
-Units: parameters, tokens, FLOPs (C = 6 N D), written 7e9, 7B (k, M, B, T) or 7_000_000_000; losses in nats per token.
+Units: parameters, tokens, FLOPs as the fit counts them, written 7e9, 7B (k, M, B, T) or 7_000_000_000.
+Losses are in nats per token.
 
     python scripts/plan.py runs/quickstart/law.json --flops 1e21
     python scripts/plan.py runs/quickstart/law.json --params 7B
@@ -36,9 +37,11 @@ from scaling.design.optimal_design import Best, Candidates, Design, best_for, de
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import ArtifactError, ForecastError, PlanError
 from scaling.forecast.forecast import forecast
-from scaling.forecast.law_file import read_draws, read_law
+from scaling.forecast.law_file import compute_of, read_draws, read_law
 from scaling.formatting import count, flops, significant
 from scaling.laws import Array
+from scaling.tables.cells import MAX_VALUE
+from scaling.tables.compute import Compute
 
 RUNS = 3
 
@@ -80,20 +83,22 @@ def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str
     N, D = args.target_params, args.target_tokens
     if N is None or D is None:
         raise PlanError("a target needs both --target-params and --target-tokens")
-    if not np.isfinite(6 * N * D):
+    compute = compute_of(law)
+    if max(N, D) > MAX_VALUE:
         raise PlanError(f"--target-params {N:g} and --target-tokens {D:g} are beyond any plausible value")
-    budget = 0.6 * N * D if args.budget is None else args.budget
+    C = float(compute.flops(N, D))
+    budget = C / 10 if args.budget is None else args.budget
     runs_wanted = RUNS if args.runs is None else args.runs
     if runs_wanted < 1:
         raise PlanError(f"--runs must be at least 1, not {runs_wanted}")
-    target = {"N": N, "D": D, "U": D, "C": 6 * N * D}
+    target = {"N": N, "D": D, "U": D, "C": C}
     setting, found = None, []
     if args.like:
         setting = read_setting(args.like)
         low, high = law["fit_range"]["N"]
         found = [s for s in shapes(setting, law["n_definition"]) if low / 2 <= s.N <= min(4 * high, max(high, N))]
         tokens = law["fit_range"]["D"]
-        possible = candidates(setting, found, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
+        possible = candidates(setting, found, compute, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
     else:
         possible = grid(law, target, budget)
     possible = pick(possible, allowed(law, possible))
@@ -115,9 +120,11 @@ def allowed(law: Mapping[str, Any], possible: Candidates) -> NDArray[np.bool_]:
     return sensible(possible, np.array(points["N"]), np.array(points["D"]))
 
 
-def as_dict(best: Best | None, loss: Mapping[str, float] | None, proposal: Proposal | None) -> dict[str, Any]:
+def as_dict(
+    best: Best | None, loss: Mapping[str, float] | None, proposal: Proposal | None, counted: Sequence[str]
+) -> dict[str, Any]:
     """What --json prints."""
-    answer: dict[str, Any] = {}
+    answer: dict[str, Any] = {"compute": counted[0], "cautions": list(counted[1:])}
     if best is not None:
         answer |= asdict(best) | {"loss": loss}
     if proposal is not None:
@@ -129,6 +136,13 @@ def as_dict(best: Best | None, loss: Mapping[str, float] | None, proposal: Propo
         ]
         answer |= {"target": proposal.target, "sigma": proposal.design.sigma, "runs": runs}
     return answer
+
+
+def how_counted(compute: Compute, best: Best | None, proposal: Proposal | None) -> list[str]:
+    """Which definition C has, and where it was carried on beyond the fitted sizes."""
+    sizes = [best.N.value] if best is not None else []
+    sizes += [proposal.target["N"]] if proposal is not None else []
+    return [compute.words, *compute.caution(sizes)]
 
 
 def show_best(best: Best, loss: Mapping[str, float], level: float, console: Console) -> None:
@@ -191,9 +205,11 @@ def run(args: argparse.Namespace) -> None:
         loss = {k: getattr(predicted, k) for k in ("loss", "low", "high", "level", "extrapolation")}
     if wants_runs:
         proposal = propose(args, law, draws)
+    counted = how_counted(compute_of(law), best, proposal)
     if args.json:
-        print(json.dumps(as_dict(best, loss, proposal)))
+        print(json.dumps(as_dict(best, loss, proposal, counted)))
     else:
+        console.print(*counted, sep="\n", soft_wrap=True)
         if best is not None and loss is not None:
             show_best(best, loss, law["level"], console)
         if proposal is not None:

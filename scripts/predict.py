@@ -6,9 +6,9 @@ Units: --params in parameters, --tokens in tokens, --flops in FLOPs; the loss is
     python scripts/predict.py runs/quickstart/law.json --params 7e9 --tokens 140e9
     python scripts/predict.py fits/table/law.json --params 7B --flops 5.9e21 --json
 
-Numbers are written 7e9, 7B (k, M, B, T) or 7_000_000_000. Of --params, --tokens and --flops two give the third by
-C = 6ND. The interval is that of a new measurement: the uncertainty of the parameters and the noise between runs. It
-does not know whether the law still holds out there.
+Numbers are written 7e9, 7B (k, M, B, T) or 7_000_000_000. Of --params, --tokens and --flops two give the third, with C
+as the law was fitted to it: exact or 6ND. The interval is that of a new measurement: the uncertainty of the parameters
+and the noise between runs. It does not know whether the law still holds out there.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 from scaling.cli import Parser, parse_count, run_command
 from scaling.errors import ArtifactError, ForecastError
 from scaling.forecast.forecast import Forecast, forecast, task_score
-from scaling.forecast.law_file import read_law
+from scaling.forecast.law_file import compute_of, read_law
 from scaling.forecast.preregistration import register
 from scaling.formatting import nats
 from scaling.tables.table import NATS
@@ -54,11 +54,12 @@ def show(result: Forecast, law: dict[str, Any]) -> str:
         parts = [f"{k} by {v:.3g}x" for k, v in result.extrapolation_by.items() if v > 1]
         far = f"outside the fitted range: {', '.join(parts)}"
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
+    counted = "".join(f"\n{line}" for line in (compute_of(law).words, *result.cautions)) if "C" in result.inputs else ""
     kind = f"loss {{}} {law.get('loss_unit', NATS)}" if law["law"] != "task_sigmoid" else "score {}"
     return (
         f"{given}\n"
         f"{kind.format(nats(result.loss))}, {100 * result.level:g} % interval "
-        f"{nats(result.low)} to {nats(result.high)}\n{far}"
+        f"{nats(result.low)} to {nats(result.high)}\n{far}{counted}"
     )
 
 
@@ -77,6 +78,7 @@ def run(args: argparse.Namespace) -> None:
     result = forecast(path, law, given, args.average)
     answer = {k: getattr(result, k) for k in ("loss", "low", "high", "level", "extrapolation")}
     answer |= {"extrapolation_by": result.extrapolation_by, "inputs": result.inputs}
+    answer |= {"compute": compute_of(law).words, "cautions": list(result.cautions)}
     lines = [show(result, law)]
     if result.averaged:
         answer["averaged"] = result.averaged

@@ -4,11 +4,12 @@
 2. IsoFLOP profiles: at every budget that several sizes were trained with, the minimum over sizes (section 3.2). A
    parabola's minimum is biased where the profile is lopsided, so the profile is a cubic, and it counts only where it
    is bracketed: its minimum lies between measured sizes, and the loss rises on either side.
-3. Parametric: the minimum of the fitted law along the budget (section 3.3). For L = E + A/N^α + B/D^β and C = 6 N D,
+3. Parametric: the minimum of the fitted law along the budget (section 3.3). For L = E + A/N^α + B/D^β and C = 6ND,
 
        N_opt = G (C/6)^a,   D_opt = (C/6)^b / G,   G = (αA / βB)^(1/(α+β)),   a = β/(α+β),   b = α/(α+β)
 
-   (equation 4). Some surveys print a = α/(α+β), which is not the minimum.
+   (equation 4). Some surveys print a = α/(α+β), which is not the minimum. Where C counts exact FLOPs there is no such
+   form, and the minimum is searched.
 
 The first two see no formula, only runs; each ends in a power law N_opt ∝ C^a. Where the three disagree, the form of the
 law, the schedule of the curves or the range of the sizes is at fault, and the report says so.
@@ -27,13 +28,13 @@ from scaling.fit.bootstrap import cluster_index
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops
 from scaling.laws import Array, Law
+from scaling.tables.compute import Compute
 from scaling.tables.table import Table
 
-FLOPS_PER_PARAMETER_TOKEN = 6.0
 DRAWS = 200  # bootstrap draws of an allocation
 TOLERANCE = 0.1  # relative spread of C within one IsoFLOP profile
 GRID = 400  # budgets at which the envelope is read off
-SEARCHED = 400  # sizes tried at a budget for every bootstrap draw
+SEARCHED = 400  # sizes tried at a budget, for every bootstrap draw
 _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
@@ -41,61 +42,56 @@ _GOLDEN = (np.sqrt(5) - 1) / 2
 
 
 def exponents(params: Mapping[str, float | Array]) -> tuple[float | Array, float | Array]:
-    """(a, b) of N_opt ∝ C^a and D_opt ∝ C^b for a law E + A/N^α + B/D^β with C = 6 N D."""
+    """(a, b) of N_opt ∝ C^a and D_opt ∝ C^b for a law E + A/N^α + B/D^β with C = 6ND."""
     alpha, beta = params["alpha"], params["beta"]
     return beta / (alpha + beta), alpha / (alpha + beta)
 
 
-def optimum(
-    law: Law,
-    params: Mapping[str, float | Array],
-    C: Array,
-    flops_per_token: Callable[[Array], Array] | None = None,
-) -> tuple[Array, Array]:
-    """Best N (parameters) and D (tokens) at each budget C (points,), in FLOPs.
+def optimum(law: Law, params: Mapping[str, float | Array], C: Array, compute: Compute) -> tuple[Array, Array]:
+    """Best N (parameters) and D (tokens) at each budget C (points,), in FLOPs as ``compute`` counts them.
 
-    ``flops_per_token`` gives C / D for sizes N; without it C = 6 N D. Parameters of shape (draws, 1) give (draws,
-    points). Raises ValueError for a law that is not a loss over N and D.
+    Parameters of shape (draws, 1) give (draws, points). Raises ValueError for a law that is not a loss over N and D.
     """
     if not {"N", "D"} <= set(law.variables) <= {"N", "D", "U"} or law.response != "loss":
         raise ValueError(f"the law {law.name} has no best N and D at a budget: it is not a loss over N and D")
     C = np.asarray(C, dtype=float)
-    if law.name == "chinchilla" and flops_per_token is None:
-        return _closed_form(params, C)
-    return _search(law, params, C, flops_per_token or (lambda N: FLOPS_PER_PARAMETER_TOKEN * N))
+    return _closed_form(params, C, compute) if has_closed_form(law, compute) else _search(law, params, C, compute)
 
 
-def _closed_form(params: Mapping[str, float | Array], C: Array) -> tuple[Array, Array]:
+def has_closed_form(law: Law, compute: Compute) -> bool:
+    """Whether equation 4 of Hoffmann et al. 2022 gives the optimum."""
+    return law.name == "chinchilla" and compute.definition == "6nd"
+
+
+def _closed_form(params: Mapping[str, float | Array], C: Array, compute: Compute) -> tuple[Array, Array]:
     alpha, beta = np.asarray(params["alpha"]), np.asarray(params["beta"])
     with np.errstate(divide="ignore"):
         log_G = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
-    log_budget = np.log(C / FLOPS_PER_PARAMETER_TOKEN)
-    log_N = log_G + beta / (alpha + beta) * log_budget
-    return np.exp(log_N), np.exp(log_budget - log_N)
+    ND = compute.tokens(1.0, C)
+    N = np.exp(log_G + beta / (alpha + beta) * np.log(ND))
+    return N, compute.tokens(N, C)
 
 
-def _search(
-    law: Law, params: Mapping[str, float | Array], C: Array, flops_per_token: Callable[[Array], Array]
-) -> tuple[Array, Array]:
-    """Search over log N, for laws that have one minimum along a budget: golden section, or a grid for draws."""
+def _search(law: Law, params: Mapping[str, float | Array], C: Array, compute: Compute) -> tuple[Array, Array]:
+    """The least loss over a grid of log N; without draws, golden section between the neighbours of the lowest point."""
 
     def value(log_N: Array) -> Array:
         N = np.exp(log_N)
-        columns = {"N": N.ravel(), "D": (C / flops_per_token(N)).ravel()}
+        columns = {"N": N.ravel(), "D": compute.tokens(N, C).ravel()}
         loss = law.evaluate(params, columns | {"U": columns["D"]})
         return loss.reshape(*loss.shape[:-1], *log_N.shape)
 
-    if any(np.ndim(v) > 0 for v in params.values()):
-        log_N = _grid_minimum(value, np.linspace(0, 1, SEARCHED)[:, None] * np.log(C))
-    else:
-        low, high = np.zeros_like(C), np.log(C)
+    grid = np.linspace(0, 1, SEARCHED)[:, None] * np.log(C)
+    log_N = _grid_minimum(value, grid)
+    if all(np.ndim(v) == 0 for v in params.values()):
+        low, high = log_N - 2 * (grid[1] - grid[0]), log_N + 2 * (grid[1] - grid[0])
         for _ in range(60):
             span = _GOLDEN * (high - low)
             falls = value(high - span) < value(low + span)
             high, low = np.where(falls, low + span, high), np.where(falls, low, high - span)
         log_N = (low + high) / 2
     N = np.exp(log_N)
-    return N, C / flops_per_token(N)
+    return N, compute.tokens(N, C)
 
 
 def _grid_minimum(value: Callable[[Array], Array], grid: Array) -> Array:
@@ -402,22 +398,33 @@ def parametric(view: FittedLaw, budgets: Array) -> Approach:
     name = "parametric"
     if not view.is_surface:
         return Approach(name, TITLES[name], reason=f"the law {view.declared.name} is not a loss over N and D")
-    cost = None if view.table.c_definition == "6nd" else view.flops_per_token
-    measured = view.table.columns["C"]
-    # The exponent is that between the ends of the measured compute; with C = 6ND it is the same everywhere.
-    ends = np.array([measured.min(), measured.max()])
+    ends = _measured(view)
+    # The exponent is that between the ends of the measured compute; where equation 4 holds it is the same everywhere.
     C = np.concatenate([ends, budgets])
-    N, _ = optimum(view.declared, view.law["params"], C, cost)
+    N, _ = optimum(view.declared, view.law["params"], C, view.compute)
     draws = {k: v[:DRAWS] for k, v in view.thinned.items()}
-    samples = optimum(view.declared, draws, C, cost)[0] if draws else N[None]
-
-    def slope(sizes: Array) -> Array:
-        return np.asarray(np.diff(np.log(sizes[..., :2]))[..., 0] / np.diff(np.log(ends))[0])
-
+    samples = optimum(view.declared, draws, C, view.compute)[0] if draws else N[None]
     low, high = view.bounds(samples)
-    a_low, a_high = view.bounds(slope(samples))
-    a = float(slope(N))
+    a_low, a_high = view.bounds(_slope_between(ends, samples[..., :2]))
+    a = float(_slope_between(ends, N[:2]))
     return Approach(name, TITLES[name], a, (float(a_low), float(a_high)), budgets, N[2:], low[2:], high[2:])
+
+
+def measured_exponents(view: FittedLaw, params: Mapping[str, float | Array]) -> tuple[Array, Array]:
+    """(a, b) of N_opt ∝ C^a and D_opt ∝ C^b of the law with ``params``, from the least to the largest C measured."""
+    ends = _measured(view)
+    N, D = optimum(view.declared, params, ends, view.compute)
+    return _slope_between(ends, N), _slope_between(ends, D)
+
+
+def _measured(view: FittedLaw) -> Array:
+    C = view.table.columns["C"]
+    return np.array([C.min(), C.max()])
+
+
+def _slope_between(C: Array, values: Array) -> Array:
+    """d log values / d log C between two budgets C (2,), for values (..., 2)."""
+    return np.asarray(np.diff(np.log(values))[..., 0] / np.diff(np.log(C))[0])
 
 
 def disagreements(approaches: Sequence[Approach], C: float) -> list[str]:

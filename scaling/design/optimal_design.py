@@ -19,12 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.design.allocation import FLOPS_PER_PARAMETER_TOKEN, optimum
+from scaling.design.allocation import exponents, has_closed_form, optimum
 from scaling.errors import PlanError
 from scaling.fit.bootstrap import interval
+from scaling.forecast.law_file import compute_of
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.cells import MAX_VALUE, MIN_VALUE
+from scaling.tables.compute import Compute
 
+_NUDGE = 1e-3  # of log N, by which the slope along a budget is measured
 NEARLY = 0.95  # of the largest gain: the cheapest run that reaches it is taken
 
 
@@ -39,7 +42,7 @@ class Quantity:
 
 @dataclass(frozen=True)
 class Best:
-    """Compute-optimal parameters N and tokens D for C FLOPs, with intervals; C = 6 N D."""
+    """Compute-optimal parameters N and tokens D for C FLOPs, with intervals."""
 
     C: Quantity
     N: Quantity
@@ -56,43 +59,75 @@ def best_for(law: Mapping[str, Any], draws: Mapping[str, Array], given: str, val
         raise PlanError(f"{given} must be a positive number, not {value}")
     if not MIN_VALUE <= value <= MAX_VALUE:
         raise PlanError(f"{given} = {value:g} is beyond any plausible value")
-    point: dict[str, Array] = {k: np.array([[float(v)]]) for k, v in law["params"].items()}
-    samples = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
-    middle, drawn = ({k: v[:, 0] for k, v in _solve(declared, p, given, value).items()} for p in (point, samples))
-    level = law["level"]
-    found = {k: Quantity(float(middle[k][0]), *interval(drawn[k], level)) for k in ("C", "N", "D")}
+    point: dict[str, float | Array] = {k: float(v) for k, v in law["params"].items()}
+    samples: dict[str, float | Array] = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
+    try:
+        middle, drawn = (_solve(declared, p, compute_of(law), given, value) for p in (point, samples))
+    except ValueError as error:
+        raise PlanError(str(error)) from error
+    found = {k: Quantity(float(middle[k][0]), *interval(drawn[k], law["level"])) for k in ("C", "N", "D")}
     return Best(**{**found, given: Quantity(value, value, value)})  # exactly as given
 
 
-def _solve(law: Law, params: Mapping[str, Array], given: str, value: float) -> dict[str, Array]:
-    """C, N and D (draws, 1) on the compute-optimal line where ``given`` has ``value``."""
-
-    def at(log_C: Array) -> dict[str, Array]:
-        try:
-            N, D = _optimum_each(law, params, np.exp(log_C))
-        except ValueError as error:
-            raise PlanError(str(error)) from error
-        return {"C": np.exp(log_C), "N": N, "D": D}
-
+def _solve(
+    law: Law, params: Mapping[str, float | Array], compute: Compute, given: str, value: float
+) -> dict[str, Array]:
+    """C, N and D (draws,) on the compute-optimal line where ``given`` has ``value``. Raises ValueError as optimum."""
     size = max(np.size(v) for v in params.values())
+    fixed = np.full(size, value)
+    at_value = dict(zip("ND", optimum(law, params, np.array([value]), compute), strict=True))
     if given == "C":
-        return at(np.full((size, 1), np.log(value)))
-    # N and D rise with C along the line, so bisection finds the budget at which they reach the value.
-    low, high = np.full((size, 1), np.log(6 * value)), np.full((size, 1), np.log(6 * value) + 120)
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = at(middle)[given] < value
-        low, high = np.where(below, middle, low), np.where(below, high, middle)
-    return at((low + high) / 2)
+        return {"C": fixed, **{k: np.ravel(v) for k, v in at_value.items()}}
+    if has_closed_form(law, compute):
+        # Equation 4 is a power law through the optimum at any budget, here at C = value.
+        exponent = dict(zip("ND", exponents(params), strict=True))[given]
+        with np.errstate(all="ignore"):  # of a draw at a bound the limit is meant
+            C = value * np.exp(np.log(value / np.ravel(at_value[given])) / np.ravel(exponent))
+        other = compute.tokens(fixed, C) if given == "N" else compute.params(fixed, C)
+    else:
+        other = _balanced(law, params, compute, given, value)
+    N, D = (fixed, other) if given == "N" else (other, fixed)
+    return {"C": compute.flops(N, D), "N": N, "D": D}
 
 
-def _optimum_each(law: Law, params: Mapping[str, Array], C: Array) -> tuple[Array, Array]:
-    """Best N and D (draws, 1) where every draw has a budget of its own, C (draws, 1)."""
-    if law.name == "chinchilla":
-        return optimum(law, params, C)
-    each = [({k: float(v[i, 0]) for k, v in params.items()}, C[i]) for i in range(len(C))]
-    found = [optimum(law, one, budget) for one, budget in each]
-    return np.stack([N for N, _ in found]), np.stack([D for _, D in found])
+def _balanced(
+    law: Law, params: Mapping[str, float | Array], compute: Compute, given: str, value: float, steps: int = 961
+) -> Array:
+    """The other of N and D (draws,) with which neither is worth more than what it costs.
+
+    Along a budget C the loss is least where one per cent more parameters removes as much as the tokens that it takes.
+    As D rises at a fixed N, or N falls at a fixed D, tokens lose that race: the change of sign is looked for.
+    """
+
+    def surplus(other: Array) -> Array:
+        """log of what a little more N removes over what the tokens of as many FLOPs remove, (draws, points)."""
+        N, D = np.broadcast_arrays(*((value, other) if given == "N" else (other, value)))
+        below, above = N * np.exp(-_NUDGE), N * np.exp(_NUDGE)
+        price = np.sqrt(compute.per_token(above) / compute.per_token(below))
+
+        def loss(N: Array, D: Array) -> Array:
+            return np.atleast_2d(law.evaluate(params, {"N": N, "D": D, "U": D}))
+
+        with np.errstate(all="ignore"):
+            by_size, by_tokens = loss(below, D) - loss(above, D), loss(N, D / price) - loss(N, D * price)
+            return np.asarray(np.log(np.maximum(by_size, 0)) - np.log(np.maximum(by_tokens, 0)))
+
+    sign = 1.0 if given == "N" else -1.0
+
+    def crossing(log_other: Array) -> Array:
+        """Where the surplus changes sign on a grid (points,), for every draw."""
+        values = sign * surplus(np.exp(log_other))
+        after = np.clip((values >= 0).argmax(axis=1), 1, len(log_other) - 1)
+        left, right = (np.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (after - 1, after))
+        with np.errstate(all="ignore"):
+            share = np.nan_to_num(left / (left - right), nan=0.5)
+        return log_other[after - 1] + np.clip(share, 0, 1) * (log_other[after] - log_other[after - 1])
+
+    found = crossing(np.linspace(0, 120, steps))
+    if len(found) == 1:
+        for width in (0.13, 0.001):
+            found = crossing(found + np.linspace(-width, width, 201))
+    return np.exp(found)
 
 
 # --- Runs that narrow a forecast ------------------------------------------------------------------------------------
@@ -144,16 +179,16 @@ def covariance(law: Law, draws: Mapping[str, Array], columns: Mapping[str, Array
 
 
 def grid(law: Mapping[str, Any], target: Mapping[str, float], budget: float, steps_per_doubling: int = 1) -> Candidates:
-    """Possible runs over the fitted range and up to 4 times beyond it, each within ``budget`` FLOPs (C = 6 N D)."""
+    """Possible runs over the fitted range and up to 4 times beyond it, each within ``budget`` FLOPs."""
     axes = []
     for name in ("N", "D"):
         low, high = law["fit_range"][name]
         high = min(4 * high, max(high, target[name]))
         axes.append(np.exp2(np.arange(np.log2(low), np.log2(high) + 1e-9, 1 / steps_per_doubling)))
     N, D = (m.ravel() for m in np.meshgrid(*axes, indexing="ij"))
-    flops = FLOPS_PER_PARAMETER_TOKEN * N * D
+    flops = compute_of(law).flops(N, D)
     allowed = (flops <= budget) & ~((target["N"] <= N) & (target["D"] <= D))
-    return Candidates({"N": N[allowed], "D": D[allowed], "U": D[allowed]}, flops[allowed])
+    return Candidates({k: v[allowed] for k, v in (("N", N), ("D", D), ("U", D), ("C", flops))}, flops[allowed])
 
 
 def design(
@@ -168,11 +203,14 @@ def design(
 
     Two greedy orders are tried, by gain and by gain per FLOP, and the better end is kept (Leskovec et al. 2007,
     Cost-effective Outbreak Detection in Networks, section 3.2: within (1 - 1/e)/2 of the best for submodular gains).
-    Raises PlanError where no candidate is within the budget.
+    Raises PlanError where no candidate is within the budget, or the law reads what candidates do not say.
     """
     declared = LAWS[law["law"]]
     if declared.response != "loss":
         raise PlanError(f"the law {declared.name} predicts {declared.response}, which this design does not handle")
+    unknown = [k for k in declared.variables if k not in candidates.columns]
+    if unknown:
+        raise PlanError(f"the law {declared.name} reads {unknown[0]}, which a plan in N and D does not say")
     affordable = np.flatnonzero(candidates.flops <= budget)
     if not len(affordable):
         cheapest = f"; the cheapest costs {candidates.flops.min():.3g}" if len(candidates) else ""

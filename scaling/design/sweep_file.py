@@ -15,6 +15,8 @@ from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
 from model.sizes import SIZES
 from scaling.design.optimal_design import Candidates
+from scaling.laws import Array
+from scaling.tables.compute import Compute
 
 # Keys of a sweep that say which runs there are; all others are kept.
 _RUNS = ("axes", "grids", "points", "name", "runs_dir", "base")
@@ -123,16 +125,23 @@ def _spelled(keys: dict[str, Any]) -> dict[str, Any]:
     return {**numbers, "size": None}
 
 
-def candidates(setting: Setting, found: Sequence[Shape], D_range: tuple[float, float], budget: float) -> Candidates:
-    """Every shape at every doubling of tokens in ``D_range``, within ``budget`` FLOPs. ``columns`` has its index."""
+def candidates(
+    setting: Setting, found: Sequence[Shape], compute: Compute, D_range: tuple[float, float], budget: float
+) -> Candidates:
+    """Every shape at every doubling of tokens in ``D_range``, within ``budget`` FLOPs. ``columns`` has its index.
+
+    What a run costs is counted exactly; its C is that of the law where ``compute`` is 6ND.
+    """
     tokens = np.exp2(np.arange(np.log2(D_range[0]), np.log2(D_range[1]) + 1e-9, 0.5))
     step = setting.tokens_per_step
     tokens = np.unique(np.maximum(1, np.round(tokens / step))) * step
-    index, D = (m.ravel() for m in np.meshgrid(np.arange(len(found)), tokens, indexing="ij"))
+    index, D = np.repeat(np.arange(len(found)), len(tokens)), np.tile(tokens, len(found))
     N = np.array([s.N for s in found], dtype=float)[index]
-    flops = np.array([s.flops_per_token for s in found], dtype=float)[index] * D
+    flops: Array = np.array([s.flops_per_token for s in found], dtype=float)[index] * D
     kept = flops <= budget
-    return Candidates({"N": N[kept], "D": D[kept], "U": D[kept], "shape": index[kept]}, flops[kept])
+    C: Array = flops if compute.definition == "exact" else compute.flops(N, D)
+    columns = {"N": N, "D": D, "U": D, "C": C, "shape": index}
+    return Candidates({k: v[kept] for k, v in columns.items()}, flops[kept])
 
 
 def sweep_yaml(setting: Setting, found: Sequence[Shape], runs: Candidates, path: Path, comment: str) -> str:

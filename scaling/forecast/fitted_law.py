@@ -8,9 +8,9 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from scipy.interpolate import PchipInterpolator
 
 from scaling.laws import LAWS, Array, Law
+from scaling.tables.compute import Compute
 from scaling.tables.table import NATS, Table
 
 PLOTTED_DRAWS = 400  # bootstrap draws that a picture uses
@@ -103,26 +103,16 @@ class FittedLaw:
             columns["S"] = D * float(np.median(self.table.columns["S"] / self.table.columns["D"]))
         return self.band(columns)
 
-    @cached_property
-    def _cost(self) -> tuple[Array, PchipInterpolator]:
-        """log N of every size, and the log of its compute per parameter and token, C / (N D), between them."""
-        columns = self.table.columns
-        sizes, index = np.unique(columns["N"], return_inverse=True)
-        ratio = np.log(columns["C"] / (columns["N"] * columns["D"]))
-        mean = np.bincount(index, ratio) / np.bincount(index)
-        knots = (sizes, mean) if len(sizes) > 1 else (sizes * [1, 2], mean.repeat(2))
-        return np.log(knots[0]), PchipInterpolator(np.log(knots[0]), knots[1])
-
-    def flops_per_token(self, N: Array) -> Array:
-        """C / D of a model of N parameters: interpolated between the sizes of the table, proportional to N outside."""
-        log_sizes, log_ratio = self._cost
-        return np.asarray(N * np.exp(log_ratio(np.clip(np.log(N), log_sizes[0], log_sizes[-1]))))
+    @property
+    def compute(self) -> Compute:
+        """How C follows from N and D, as in the fit."""
+        return self.table.compute
 
     def best(self, C: Array) -> Band:
-        """The least loss that the law allows at each budget C (points,), over all N with D = C / flops_per_token(N)."""
+        """The least loss that the law allows at each budget C (points,), over all N and the D that it leaves."""
         sizes = self.table.columns["N"]
         N = np.geomspace(sizes.min() / 1e2, sizes.max() * 1e4, 320)[:, None]
-        columns = dict(zip("ND", np.broadcast_arrays(N, C / self.flops_per_token(N)), strict=True))
+        columns = dict(zip("ND", np.broadcast_arrays(N, self.compute.tokens(N, C)), strict=True))
         flat = {k: v.ravel() for k, v in columns.items()}
         flat["U"] = flat["D"]
 

@@ -12,9 +12,10 @@ import numpy as np
 from scaling.errors import ForecastError
 from scaling.fit import model_averaging as averaging
 from scaling.fit.bootstrap import interval, predictive_draws
-from scaling.forecast.law_file import read_draws
+from scaling.forecast.law_file import compute_of, read_draws
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.cells import MAX_VALUE, MIN_VALUE
+from scaling.tables.compute import Compute
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Forecast:
     """Predicted loss (nats per token) and its interval for one new run.
 
     ``extrapolation`` is the largest factor by which an input lies outside the fitted range, 1 inside it;
-    ``extrapolation_by`` gives the factor of every input.
+    ``extrapolation_by`` gives the factor of every input, ``cautions`` says where C was carried on
+    beyond the fitted sizes.
     """
 
     loss: float
@@ -32,11 +34,12 @@ class Forecast:
     extrapolation: float
     extrapolation_by: dict[str, float]
     inputs: dict[str, float]
+    cautions: tuple[str, ...] = ()
     averaged: dict[str, Any] | None = None
 
 
-def inputs_for(law: Law, given: Mapping[str, float | None]) -> dict[str, float]:
-    """The inputs of ``law`` from those given; of N, D and C = 6ND, two give the third.
+def inputs_for(law: Law, compute: Compute, given: Mapping[str, float | None]) -> dict[str, float]:
+    """The inputs of ``law`` from those given; of N, D and C, two give the third.
 
     Raises ForecastError for a number that is not positive, an input that is missing and one that would have no say.
     """
@@ -44,29 +47,34 @@ def inputs_for(law: Law, given: Mapping[str, float | None]) -> dict[str, float]:
     for name, value in inputs.items():
         if not (np.isfinite(value) and value > 0):
             raise ForecastError(f"{OPTIONS[name]} must be a positive number, not {value:g}")
-    _refuse_surplus(law, inputs)
+    _refuse_implausible(inputs)
+    _refuse_surplus(law, compute, inputs)
     if {"N", "D"} <= inputs.keys():
-        inputs["C"] = 6 * inputs["N"] * inputs["D"]
+        inputs["C"] = float(compute.flops(inputs["N"], inputs["D"]))
     elif {"N", "C"} <= inputs.keys():
-        inputs["D"] = inputs["C"] / (6 * inputs["N"])
+        inputs["D"] = float(compute.tokens(inputs["N"], inputs["C"]))
     elif {"D", "C"} <= inputs.keys():
-        inputs["N"] = inputs["C"] / (6 * inputs["D"])
+        inputs["N"] = float(compute.params(inputs["D"], inputs["C"]))
     if "U" in law.variables and "D" in inputs:
         inputs.setdefault("U", inputs["D"])
     missing = [OPTIONS[v] for v in law.variables if v not in inputs]
     if missing:
         raise ForecastError(f"the law {law.name} reads {_listed(law.variables)}: it still needs {_listed(missing)}")
-    for name, value in inputs.items():
-        if not MIN_VALUE <= value <= MAX_VALUE**2:
-            raise ForecastError(f"{name} = {value:g} is beyond any plausible value")
+    _refuse_implausible(inputs)
     return inputs
 
 
-def _refuse_surplus(law: Law, inputs: Mapping[str, float]) -> None:
+def _refuse_implausible(inputs: Mapping[str, float]) -> None:
+    for name, value in inputs.items():
+        if not MIN_VALUE <= value <= MAX_VALUE**2:
+            raise ForecastError(f"{name} = {value:g} is beyond any plausible value")
+
+
+def _refuse_surplus(law: Law, compute: Compute, inputs: Mapping[str, float]) -> None:
     """Raise ForecastError for an input that the law does not read and that gives none that it reads."""
     trio = [k for k in ("N", "D", "C") if k in inputs]
     if len(trio) == 3:
-        raise ForecastError("give two of --params, --tokens and --flops: C = 6ND gives the third")
+        raise ForecastError(f"give two of --params, --tokens and --flops: the third follows ({compute.words})")
     read = {k for k in ("N", "D", "C") if k in law.variables}
     useful = read if read <= set(trio) or not read else set(trio)
     surplus = [OPTIONS[k] for k in inputs if k not in (useful if k in trio else law.variables)]
@@ -103,7 +111,8 @@ def forecast(
     includes how much they differ. Raises ForecastError for missing inputs, ArtifactError where the draws are missing.
     """
     declared = LAWS[law["law"]]
-    inputs = inputs_for(declared, given)
+    compute = compute_of(law)
+    inputs = inputs_for(declared, compute, given)
     columns: dict[str, Array] = {k: np.array([inputs[k]]) for k in declared.variables}
     loss = float(declared.evaluate(law["params"], columns)[0])
     outcomes = predictive_draws(
@@ -116,7 +125,9 @@ def forecast(
         law["bootstrap"]["seed"],
     )
     low, high = interval(outcomes[:, 0], law["level"])
-    factors = {k: outside(inputs[k], tuple(r)) for k, r in law["fit_range"].items() if k in inputs}
+    comparable = [k for k in law["fit_range"] if k in inputs and not (k == "C" and compute.assumed)]
+    factors = {k: outside(inputs[k], tuple(law["fit_range"][k])) for k in comparable}
+    cautions = tuple(compute.caution(inputs["N"])) if "N" in inputs and "C" in inputs else ()
     mixed = None
     if average:
         if not law.get("averaged"):
@@ -124,7 +135,8 @@ def forecast(
         members = averaging.restore(law["averaged"], read_draws(path, "average.npz"))
         mixed = averaging.predict(members, columns, law["level"], law["bootstrap"]["seed"])
         loss, low, high = mixed["loss"], mixed["low"], mixed["high"]
-    return Forecast(loss, low, high, law["level"], max(factors.values(), default=1.0), factors, inputs, mixed)
+    farthest = max(factors.values(), default=1.0)
+    return Forecast(loss, low, high, law["level"], farthest, factors, inputs, cautions, mixed)
 
 
 def task_score(
@@ -142,7 +154,7 @@ def task_score(
     first, second = LAWS[law["law"]], LAWS[task["law"]]
     if second.variables != ("loss",):
         raise ForecastError(f"{task_path}: the law {second.name} does not predict a score from a loss")
-    inputs = inputs_for(first, given)
+    inputs = inputs_for(first, compute_of(law), given)
     columns = {k: np.array([inputs[k]]) for k in first.variables}
     losses = first.evaluate({k: v[:, None] for k, v in read_draws(path).items()}, columns)[:, 0]
     steps = read_draws(task_path)

@@ -17,8 +17,10 @@ import numpy as np
 from data.files import write_bytes, write_text
 from scaling.errors import ArtifactError
 from scaling.laws import LAWS, Array
+from scaling.tables.compute import SIX_ND, Compute
 
-SCHEMA = 1
+SCHEMA = 2
+READ = (1, 2)
 KEYS = ("schema", "law", "params", "intervals", "level", "holdout", "certificate", "excluded", "table_sha256")
 
 
@@ -68,11 +70,27 @@ def read_law(path: str | Path) -> dict[str, Any]:
     missing = [key for key in KEYS if key not in law]
     if missing:
         raise ArtifactError(f"{path}: not a law: the key {missing[0]!r} is missing")
-    if law["schema"] != SCHEMA:
-        raise ArtifactError(f"{path}: schema {law['schema']!r} is not the {SCHEMA} that this version reads")
+    if law["schema"] not in READ:
+        raise ArtifactError(f"{path}: schema {law['schema']!r} is not one that this version reads: {READ}")
     if law["law"] not in LAWS:
         raise ArtifactError(f"{path}: unknown law {law['law']!r}; the laws are {', '.join(LAWS)}")
     return law
+
+
+def compute_of(law: Mapping[str, Any]) -> Compute:
+    """How C follows from N and D, by the content of a law.json.
+
+    Schema 1 says so where C is 6ND, and shows it in its points where the law reads C; else 6ND is assumed.
+    """
+    if "compute" in law:
+        found = law["compute"]
+        return Compute(found["definition"], tuple(found["sizes"]), tuple(found["flops_per_token"]))
+    if law.get("c_definition") == "6nd":
+        return SIX_ND
+    points = {k: np.asarray(v, dtype=float) for k, v in law.get("points", {}).items()}
+    if {"N", "D", "C"} <= points.keys():
+        return Compute.of_rows("exact", *(points[k] for k in "NDC"))
+    return Compute(assumed=True)
 
 
 def read_draws(path: str | Path, name: str = "draws.npz") -> dict[str, Array]:

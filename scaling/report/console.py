@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
+from scaling.forecast.law_file import compute_of
 from scaling.formatting import nats
 from scaling.validation.known_entropy import verdict
 
@@ -15,6 +16,7 @@ def show(law: dict[str, Any], console: Console) -> None:
     """Print coefficients, held-out predictions, exclusions and warnings."""
     level = f"{100 * law['level']:g} %"
     console.print(f"[bold]{law['formula']}[/bold]   {len(law['rows'])} rows, {law['runs']} runs of {law['source']}")
+    console.print(compute_of(law).words)
     grid = Grid("parameter", "value", f"{level} interval")
     for name, value in law["params"].items():
         low, high = law["intervals"][name]

@@ -30,8 +30,8 @@ def budgets(approaches: Sequence[Approach], view: FittedLaw) -> Figure:
                 curve, low, high = approach.N, *ends
                 seen = approach.seen[1]
                 if name == "D":
-                    curve, high, low = (C / view.flops_per_token(n) for n in (curve, *ends))
-                    seen = approach.seen[0] / view.flops_per_token(seen) if len(seen) else seen
+                    curve, high, low = (view.compute.tokens(n, C) for n in (curve, *ends))
+                    seen = view.compute.tokens(seen, approach.seen[0])
                 axis.fill_between(C, low, high, color=colour, alpha=0.2 if reads else 0.12, lw=0)
                 axis.plot(C, curve, color=colour, lw=2 if reads else 1.5, ls="-" if reads else "--")
                 axis.plot(approach.seen[0], seen, "o", ms=4, color=colour, mec="white", mew=0.4)

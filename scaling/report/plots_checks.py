@@ -133,18 +133,17 @@ def profile(law: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-def ladder(windows: list[dict[str, Any]], compute: Mapping[int, float]) -> Figure:
-    """Errors of predictions against how far they reach, by the compute that each fit was allowed to see.
-
-    ``compute`` maps row numbers to C.
-    """
+def ladder(windows: list[dict[str, Any]], view: FittedLaw) -> Figure:
+    """Errors of predictions against how far they reach, by the compute that each fit was allowed to see."""
+    measured = dict(zip(view.table.rows.tolist(), view.table.columns["C"].tolist(), strict=True))
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(windows)))
     with figure(4.0) as (drawn, (axis,)):
         axis.axhline(0, color=INK, lw=1)
         reaches = []
         for window, colour in zip(windows, colours, strict=True):
             limit = window["largest_compute"]
-            x = np.array([compute.get(r["row"], 6 * r["N"] * r["D"]) / limit for r in window["scored"]])
+            C = [measured.get(r["row"], float(view.compute.flops(r["N"], r["D"]))) for r in window["scored"]]
+            x = np.array(C) / limit
             y = np.array([100 * (r["predicted"] / r["loss"] - 1) for r in window["scored"]])
             covered = np.array([r["low"] <= r["loss"] <= r["high"] for r in window["scored"]], dtype=bool)
             label = f"up to {flops(limit)} FLOPs, {window['rows']} rows"

@@ -131,7 +131,7 @@ def compute(view: FittedLaw, scale: Scale) -> Figure:
             for value in scale.values if scale.few else []:
                 mine = np.isclose(columns["N"], value, rtol=1e-9)
                 tokens = np.geomspace(*span(columns["D"][mine] if mine.any() else columns["D"], 0.3), 80)
-                C = tokens * view.flops_per_token(np.array([value]))
+                C = view.compute.flops(value, tokens)
                 axis.plot(C, view.at(np.full_like(tokens, value), tokens).middle, color=scale(value), lw=1, alpha=0.75)
             C = np.geomspace(*span(columns["C"], 0.12), 60)
             band = view.best(C)

@@ -14,7 +14,7 @@ import jinja2
 import numpy as np
 
 from data.files import write_bytes, write_text
-from scaling.design.allocation import exponents
+from scaling.design.allocation import measured_exponents
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops, formula, significant, symbol
 from scaling.laws import Array
@@ -79,7 +79,7 @@ def _summary(source: ReportSource) -> list[str]:
         *_coefficients_in_words(source),
     ]
     if source.view.declared.name == "chinchilla":
-        a, b = exponents(law["params"])
+        a, b = measured_exponents(source.view, law["params"])
         said.append(
             f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "
             f"D ∝ C^{significant(float(b), 3)} tokens."

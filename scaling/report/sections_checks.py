@@ -33,7 +33,6 @@ def backtest(source: ReportSource) -> Section | None:
         f"{100 * found['rms_error']:.2f} %, of which {covered} ({100 * covered / total:.0f} %) lie inside their "
         f"{source.level} interval."
     ]
-    compute = dict(zip(source.view.table.rows.tolist(), source.view.table.columns["C"].tolist(), strict=True))
     caption = (
         "Each dot is one run, predicted by a fit that saw only runs of less compute; filled where the measurement lies "
         "inside the interval, hollow where it does not. Errors that grow or lean to one side as the reach grows say "
@@ -52,7 +51,7 @@ def backtest(source: ReportSource) -> Section | None:
         for w in windows
     ]
     head = ("#fitted up to C (FLOPs)", "#rows", "#predicted", "#reach", "#rms error", "#mean error", "#inside")
-    pictures = picture("backtest", "Backtest ladder", caption, plots_checks.ladder(windows, compute))
+    pictures = picture("backtest", "Backtest ladder", caption, plots_checks.ladder(windows, source.view))
     return Section("backtest", "Backtests", text, pictures, [Grid(head, rows)])
 
 

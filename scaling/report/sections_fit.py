@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
 
-from scaling.design.allocation import Approach, Trace, allocate, disagreements, exponents, profiles
+from scaling.design.allocation import (
+    Approach,
+    Trace,
+    allocate,
+    disagreements,
+    has_closed_form,
+    measured_exponents,
+    profiles,
+)
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.formatting import count, flops, formula, percent, significant, symbol
+from scaling.laws import Array
 from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
 from scaling.report.page import Grid, ReportSource, Section, picture, pluralise
 from scaling.report.plot_style import Scale
@@ -107,7 +117,7 @@ def _law_section(source: ReportSource) -> Section:
     compute = (
         "Dots are measurements, and each thin line is one model size trained longer and longer. "
         "The thick line is the least loss that the law allows at a budget, over all sizes. "
-        f"C is {_c_words(source)}. Dots below the band would mean that the law is wrong."
+        f"{view.compute.words}. Dots below the band would mean that the law is wrong."
     )
     pictures = [
         *picture(
@@ -129,11 +139,6 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
         return ""
     drawn = " and ".join(parts)
     return f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
-
-
-def _c_words(source: ReportSource) -> str:
-    definition = source.law.get("c_definition", source.view.table.c_definition)
-    return "6ND" if definition == "6nd" else "the training compute as recorded with each run"
 
 
 def _holdout(source: ReportSource) -> Section | None:
@@ -209,13 +214,16 @@ def _allocation(source: ReportSource) -> Section | None:
     text = [
         "Three ways to find the size that makes the best of a budget (Hoffmann et al. 2022, arXiv:2203.15556, "
         "section 3). "
-        f"C is {_c_words(source)}."
+        f"{view.compute.words}."
     ]
     if view.declared.name == "chinchilla":
-        a, b = exponents(source.law["params"])
+        closed = has_closed_form(view.declared, view.compute)
+        why = ("β/(α+β) = ", "α/(α+β) = ", "(equation 4)") if closed else ("", "", "over the measured compute")
+        spread = measured_exponents(view, view.thinned) if view.thinned else ()
+        a, b = (f"{float(v):.3f}" for v in measured_exponents(view, source.law["params"]))
+        a, b = (value + _spread(view, draws) for value, draws in zip_longest((a, b), spread))
         text.append(
-            f"With C = 6ND the fitted law gives N_opt ∝ C^a with a = β/(α+β) = {float(a):.3f}{_spread(view, 0)} and "
-            f"D_opt ∝ C^b with b = α/(α+β) = {float(b):.3f}{_spread(view, 1)} (equation 4)."
+            f"The fitted law gives N_opt ∝ C^a with a = {why[0]}{a} and D_opt ∝ C^b with b = {why[1]}{b} {why[2]}."
         )
     said = disagreements(approaches, top)
     applied = [a for a in approaches if a.applies]
@@ -240,7 +248,7 @@ def _allocation(source: ReportSource) -> Section | None:
     for factor, budget in zip((1, 10, 100, 1000), marked, strict=True):
         at = int(np.abs(budgets - budget).argmin())
         N, low, high = law.N[at], law.low[at], law.high[at]
-        D, D_low, D_high = (budgets[at] / view.flops_per_token(n) for n in (N, high, low))
+        D, D_low, D_high = (float(view.compute.tokens(n, budgets[at])) for n in (N, high, low))
         cells = [f"{count(N)} ({count(low)} to {count(high)})", f"{count(D)} ({count(D_low)} to {count(D_high)})"]
         rows.append([flops(budgets[at]), f"{factor}x", *cells, f"{D / N:.3g}"])
     table = Grid(
@@ -251,7 +259,7 @@ def _allocation(source: ReportSource) -> Section | None:
 
 def _traces(source: ReportSource) -> list[Trace]:
     """Training curves against compute, of the runs that are fitted."""
-    if source.runs_dir is None or source.view.table.c_definition == "6nd":
+    if source.runs_dir is None or source.view.compute.definition == "6nd":
         return []
     found = [c for c in read_curves(source.runs_dir) if c.complete and c.N and c.name in source.view.table.run]
     sizes = dict(zip(source.view.table.run, source.view.table.columns["N"], strict=True))
@@ -269,15 +277,15 @@ def _approach_row(approach: Approach, view: FittedLaw, top: float) -> list[str]:
     at = int(np.abs(np.log(approach.budgets / top)).argmin())
     N = approach.N[at]
     low, high = approach.a_interval
-    cells = [f"{approach.a:.3f}", f"{low:.3f} to {high:.3f}", count(N), count(top / float(view.flops_per_token(N)))]
+    cells = [f"{approach.a:.3f}", f"{low:.3f} to {high:.3f}", count(N), count(float(view.compute.tokens(N, top)))]
     return [approach.title, *cells, "; ".join(approach.notes)]
 
 
-def _spread(view: FittedLaw, which: int) -> str:
-    if not view.thinned:
+def _spread(view: FittedLaw, draws: Array | None) -> str:
+    if draws is None:
         return ""
-    low, high = view.bounds(np.asarray(exponents(view.thinned)[which]))
-    return f" ({float(low[0]):.3f} to {float(high[0]):.3f})"
+    low, high = view.bounds(draws)
+    return f" ({float(low):.3f} to {float(high):.3f})"
 
 
 def _fan(source: ReportSource) -> Section | None:
@@ -337,7 +345,7 @@ def _certificate(source: ReportSource) -> Section:
         rows.insert(0, ["loss that is minimised", f"{loss.get('name', '')}{delta}"])
     rows += [[f"version of {k}", str(v)] for k, v in facts.get("versions", {}).items()]
     rows += [["table", str(law.get("source", "–"))], ["SHA-256 of the table", str(law.get("table_sha256", "–"))]]
-    rows += [["N counts", law.get("n_definition", "–")], ["C counts", _c_words(source)]]
+    rows += [["N counts", law.get("n_definition", "–")], ["compute", source.view.compute.words]]
     text = [
         "The optimum was searched from many starting points. It can be believed when most of them agree, the gradient "
         "is close to zero and no coefficient is at a bound. A condition number above about 1e6 says that some "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,9 @@ from numpy.typing import NDArray
 from scaling.errors import TableError
 from scaling.laws import Array
 from scaling.tables.cells import as_number
+from scaling.tables.compute import C_DEFINITIONS, SIX_ND, Compute, Definition
 
 N_DEFINITIONS = ("total", "non-embedding", "with-head")
-C_DEFINITIONS = ("exact", "6nd")
 NATS, BITS = "nats per token", "bits per byte"
 
 
@@ -45,7 +46,7 @@ class Table:
     sha256: str
     source: str
     n_definition: str = "total"
-    c_definition: str = "exact"
+    c_definition: Definition = "exact"
     loss_unit: str = NATS
     cluster: list[str] = field(default_factory=list)
 
@@ -55,6 +56,11 @@ class Table:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @cached_property
+    def compute(self) -> Compute:
+        """How C follows from N and D in these rows."""
+        return Compute.of_rows(self.c_definition, *(self.columns[k] for k in "NDC"))
 
     def select(self, keep: NDArray[np.bool_]) -> Table:
         """The rows where ``keep`` (n,) is true."""
@@ -70,11 +76,11 @@ class Table:
         """The same rows with other columns."""
         return replace(self, columns=columns)
 
-    def redefine(self, n: str = "total", c: str = "exact") -> Table:
+    def redefine(self, n: str = "total", c: Definition = "exact") -> Table:
         """The same rows with another count of parameters N and of compute C.
 
         ``n``: total; non-embedding; with-head (non-embedding plus the output projection). ``c``: exact, the column C;
-        6nd, six times N times D with the N chosen. Raises TableError where the table lacks the columns for it.
+        6nd, 6ND with the N chosen, as in every table without C. Raises TableError where columns for it are missing.
         """
         if n not in N_DEFINITIONS:
             raise TableError(f"N definition {n!r} is not one of {', '.join(N_DEFINITIONS)}")
@@ -90,7 +96,7 @@ class Table:
         if "C" in columns:
             columns.setdefault("C_exact", columns["C"])
         if c == "6nd" or "C_exact" not in columns:
-            columns["C"] = 6 * columns["N"] * columns["D"]
+            columns["C"] = SIX_ND.flops(columns["N"], columns["D"])
             c = "6nd"
         else:
             columns["C"] = columns["C_exact"]

@@ -16,7 +16,8 @@ import numpy as np
 from scaling.errors import FitError, TableError
 from scaling.fit.estimate import fit, loss_named
 from scaling.laws import Array, Law
-from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS, Table
+from scaling.tables.compute import C_DEFINITIONS, Definition
+from scaling.tables.table import N_DEFINITIONS, Table
 
 OBJECTIVES = (
     ("log-huber", 1e-4),
@@ -111,7 +112,7 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
         counts = {table.n_definition: table.n_definition}
         unmoved["N definition"] = f"the law {law.name} does not read N"
     if "C" in law.variables:
-        compute = {c: c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns}
+        compute: dict[str, Definition] = {c: c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns}
     else:
         compute = {table.c_definition: table.c_definition}
         unmoved["C definition"] = f"the law {law.name} does not read C"
@@ -134,7 +135,7 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
     }, unmoved
 
 
-def _can(table: Table, n: str, c: str) -> bool:
+def _can(table: Table, n: str, c: Definition) -> bool:
     try:
         table.redefine(n, c)
     except TableError:
@@ -142,15 +143,16 @@ def _can(table: Table, n: str, c: str) -> bool:
     return True
 
 
-def _carried(table: Table, point: Mapping[str, float], n: str, c: str) -> dict[str, float]:
-    """``point`` in other definitions of N and C, along the line between their logarithms in the table."""
+def _carried(table: Table, point: Mapping[str, float], n: str, c: Definition) -> dict[str, float]:
+    """``point`` in another definition of N, along the line between the logarithms in the table, with the C of that."""
     other = table.redefine(n, c)
     moved = dict(point)
-    for name in ("N", "C"):
-        here, there = table.columns[name], other.columns[name]
-        if name in point and not np.array_equal(here, there):
-            slope, intercept = np.polyfit(np.log(here), np.log(there), 1)
-            moved[name] = float(np.exp(intercept + slope * np.log(point[name])))
+    here, there = table.columns["N"], other.columns["N"]
+    if "N" in point and not np.array_equal(here, there):
+        slope, intercept = np.polyfit(np.log(here), np.log(there), 1)
+        moved["N"] = float(np.exp(intercept + slope * np.log(point["N"])))
+    if {"N", "D"} <= moved.keys():
+        moved["C"] = float(other.compute.flops(moved["N"], moved["D"]))
     return moved
 
 

@@ -27,8 +27,9 @@ from scaling.errors import ArtifactError, FitError, TableError
 from scaling.fit.bootstrap import DRAWS, LEVEL
 from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import flops, percent
+from scaling.tables.compute import C_DEFINITIONS
 from scaling.tables.read import read_table
-from scaling.tables.table import C_DEFINITIONS, N_DEFINITIONS
+from scaling.tables.table import N_DEFINITIONS
 
 
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:

@@ -85,7 +85,7 @@ def fitted(noisy):
 def test_fit_works_without_torch_and_writes_the_stable_keys(fitted):
     out, printed = fitted
     law = json.loads((out / "law.json").read_text())
-    assert law["schema"] == 1
+    assert law["schema"] == 2
     assert law["law"] == "chinchilla"
     assert law["params"].keys() == law["intervals"].keys() == TRUTH.keys()
     assert all(law["intervals"][k][0] < v < law["intervals"][k][1] for k, v in law["params"].items())

@@ -21,6 +21,7 @@ from scaling.design.allocation import (
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.laws import LAWS
 from scaling.study import FitOptions, fit_law
+from scaling.tables.compute import SIX_ND, Compute
 from scaling.tables.read import read_table
 from tests.helpers.scaling_tables import TABLES, TRUTH, table
 
@@ -34,7 +35,7 @@ def isoflop_table(noise=0.0, seed=0, sizes=9, spread=0.0):
     rng = np.random.default_rng(seed)
     N, D = [], []
     for C in np.geomspace(1e18, 1e20, 5):
-        best = optimum(LAW, TRUTH, np.array([C]))[0][0]
+        best = optimum(LAW, TRUTH, np.array([C]), SIX_ND)[0][0]
         N.append(best * np.geomspace(1 / np.sqrt(30), np.sqrt(30), sizes))
         D.append(C * np.exp(spread * rng.uniform(-1, 1, sizes)) / (6 * N[-1]))
     columns = {"N": np.concatenate(N), "D": np.concatenate(D)}
@@ -49,7 +50,7 @@ def test_the_closed_form_is_the_minimum_along_the_budget(C):
         return float(LAW.evaluate(TRUTH, {"N": np.array([N]), "D": np.array([C / (6 * N)])})[0])
 
     searched = minimize_scalar(loss, bracket=(5, np.log(C) / 2), tol=1e-10)
-    N, D = optimum(LAW, TRUTH, np.array([C]))
+    N, D = optimum(LAW, TRUTH, np.array([C]), SIX_ND)
     assert N[0] == pytest.approx(np.exp(searched.x), rel=1e-4)
     assert 6 * N[0] * D[0] == pytest.approx(C, rel=1e-12)
     # The ratio of the exponents printed in some surveys, alpha / (alpha + beta), would be .548.
@@ -57,12 +58,10 @@ def test_the_closed_form_is_the_minimum_along_the_budget(C):
 
 
 def test_the_search_finds_the_closed_form_for_scalars_and_draws():
-    def cost(N):
-        return 6 * N
-
+    exactly_six = Compute("exact", (1e6, 1e9), (6e6, 6e9))
     draws = {k: np.array([[v], [1.05 * v]]) for k, v in TRUTH.items()}
     for params in (TRUTH, draws):
-        exact, searched = optimum(LAW, params, BUDGETS), optimum(LAW, params, BUDGETS, cost)
+        exact, searched = (optimum(LAW, params, BUDGETS, c) for c in (SIX_ND, exactly_six))
         assert searched[0].shape == exact[0].shape
         np.testing.assert_allclose(searched[0], exact[0], rtol=1e-3)
         np.testing.assert_allclose(searched[1], exact[1], rtol=1e-3)
@@ -70,14 +69,14 @@ def test_the_search_finds_the_closed_form_for_scalars_and_draws():
 
 def test_optimum_refuses_a_law_without_an_optimum():
     with pytest.raises(ValueError, match="not a loss over N and D"):
-        optimum(LAWS["kaplan_n"], {"N_c": 1e13, "alpha": 0.07}, BUDGETS)
+        optimum(LAWS["kaplan_n"], {"N_c": 1e13, "alpha": 0.07}, BUDGETS, SIX_ND)
 
 
 def test_isoflop_recovers_the_exponent_of_a_noise_free_law():
     found = isoflop(isoflop_table(), BUDGETS)
     assert found.applies
     assert found.a == pytest.approx(A_TRUE, abs=2e-3)
-    exact = optimum(LAW, TRUTH, found.seen[0])[0]
+    exact = optimum(LAW, TRUTH, found.seen[0], SIX_ND)[0]
     np.testing.assert_allclose(found.seen[1], exact, rtol=0.05)
 
 
@@ -96,7 +95,7 @@ def test_isoflop_intervals_hold_the_truth_and_grow_with_noise():
 
 def test_a_profile_whose_minimum_is_at_its_end_is_not_used():
     whole = isoflop_table()
-    best = optimum(LAW, TRUTH, whole.columns["C"])[0]
+    best = optimum(LAW, TRUTH, whole.columns["C"], SIX_ND)[0]
     cut = whole.select(whole.columns["N"] < best)
     assert [p.minimum for p in profiles(cut)] in ([None] * 5, [])
     found = isoflop(cut, BUDGETS)
@@ -120,7 +119,7 @@ def test_the_envelope_of_noise_free_curves_recovers_the_exponent():
     assert found.a == pytest.approx(A_TRUE, abs=0.02)
     assert found.a_interval[0] < A_TRUE < found.a_interval[1]
     at = int(np.abs(BUDGETS - 1e20).argmin())
-    assert found.N[at] == pytest.approx(optimum(LAW, TRUTH, BUDGETS[at : at + 1])[0][0], rel=0.15)
+    assert found.N[at] == pytest.approx(optimum(LAW, TRUTH, BUDGETS[at : at + 1], SIX_ND)[0][0], rel=0.15)
 
 
 def test_the_envelope_says_why_it_does_not_apply():

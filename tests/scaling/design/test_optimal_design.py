@@ -22,6 +22,7 @@ from scaling.fit.bootstrap import bootstrap, residual_sigma
 from scaling.fit.estimate import fit, jacobian
 from scaling.forecast.law_file import read_draws, read_law, write_law
 from scaling.laws import LAWS
+from scaling.tables.compute import SIX_ND
 from tests.helpers.scaling_tables import TRUTH, grid, simulated
 
 ROOT = Path(__file__).parents[3]
@@ -173,7 +174,7 @@ def test_shapes_have_the_counts_of_the_models_that_the_sweep_would_train(setting
 
 def test_candidates_are_whole_steps_within_the_budget(setting):
     found = shapes(setting)
-    possible = candidates(setting, found, (2e5, 4e6), 1e13)
+    possible = candidates(setting, found, SIX_ND, (2e5, 4e6), 1e13)
     assert len(possible) > 50
     assert (possible.flops <= 1e13).all()
     assert (possible.columns["D"] % setting.tokens_per_step == 0).all()
@@ -182,7 +183,7 @@ def test_candidates_are_whole_steps_within_the_budget(setting):
 def test_the_sweep_file_is_accepted_by_the_trainer(setting, tmp_path):
     sweep = pytest.importorskip("train.sweep.expand")
     found = shapes(setting)
-    possible = candidates(setting, found, (2e5, 4e6), 1e13)
+    possible = candidates(setting, found, SIX_ND, (2e5, 4e6), 1e13)
     some = np.arange(0, len(possible), 9)
     runs = Candidates({k: v[some] for k, v in possible.columns.items()}, possible.flops[some])
     path = tmp_path / "next.yaml"

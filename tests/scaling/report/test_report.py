@@ -226,16 +226,17 @@ def test_flops_per_token_are_those_of_the_table_and_carried_on_beyond_it():
     per_token = {1e7: 8e7, 3e7: 2.1e8, 1e8: 6.5e8, 3e8: 1.9e9, 1e9: 6.2e9}
     columns = {**data.columns, "C": np.array([per_token[n] for n in data.columns["N"]]) * data.columns["D"]}
     view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, table(columns), {})
-    np.testing.assert_allclose(view.flops_per_token(np.array(list(per_token))), list(per_token.values()), rtol=1e-9)
-    np.testing.assert_allclose(view.flops_per_token(np.array([1e6, 1e11])), [8e6, 6.2e11], rtol=1e-9)
+    np.testing.assert_allclose(view.compute.per_token(np.array(list(per_token))), list(per_token.values()), rtol=1e-9)
+    np.testing.assert_allclose(view.compute.per_token(np.array([1e6, 1e11])), [8e6, 6.2e11], rtol=1e-9)
 
 
 def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
     view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, simulated(), {})
     C = np.geomspace(1e17, 1e21, 5)
     from scaling.design.allocation import optimum
+    from scaling.tables.compute import SIX_ND
 
-    N, D = optimum(LAW, TRUTH, C)
+    N, D = optimum(LAW, TRUTH, C, SIX_ND)
     np.testing.assert_allclose(view.best(C).middle, LAW.evaluate(TRUTH, {"N": N, "D": D}), rtol=1e-5)
 
 
