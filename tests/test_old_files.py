@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import yaml
 
+from configs import metrics_rows
 from configs.reader import ConfigError
 from model.counts import count_parameters
 from scaling.forecast.law_file import read_law
@@ -30,7 +31,6 @@ from tests.conftest import ROOT, read_record, read_rows
 from train.config import load_run
 from train.stability.band_monitor import Monitor
 from train.sweep.expand import load_sweep
-from train.telemetry.metrics import read_metrics
 
 OLD = ROOT / "tests/old_files"
 LADDER, MIXTURE, SWEEP = OLD / "runs/ladder", OLD / "runs/mixture", OLD / "ladder.yaml"
@@ -241,7 +241,7 @@ def test_old_records_are_fitted(tmp_path: Path) -> None:
 
 
 def test_rows_that_a_rollback_undid_are_left_out() -> None:
-    rows = read_metrics(LADDER / "rolled-back/metrics.jsonl")
+    rows = metrics_rows.read_rows(LADDER / "rolled-back/metrics.jsonl")
     assert len(read_rows(LADDER / "rolled-back")) > len(rows)
     steps = [row["step"] for row in rows]
     assert steps == sorted(set(steps))
@@ -255,7 +255,7 @@ def test_rows_that_a_rollback_undid_are_left_out() -> None:
 
 def test_a_band_is_followed() -> None:
     watched = Monitor(LADDER / STOPPED / "band.json", steps=160)
-    for row in read_metrics(LADDER / STOPPED / "metrics.jsonl"):
+    for row in metrics_rows.read_rows(LADDER / STOPPED / "metrics.jsonl"):
         shown, alert = watched.follow(row["step"], row.get("loss_mean", row["loss"]))
         assert alert is None
     assert shown["band_low"] < shown["loss_smooth"] < shown["band_high"]

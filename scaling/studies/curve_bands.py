@@ -10,11 +10,11 @@ inside; a wrong learning rate, broken data or a frozen layer shows long before t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from scipy.stats import t
 
+from configs.curve_band import CurveBand
 from scaling.errors import FitError
 from scaling.laws import Array
 from scaling.tables.curves import Curve, smoothed
@@ -28,21 +28,6 @@ MIN_RUNGS = 6
 # Standard deviation of the second-order coefficients. For L = E + A/N^α they are α² f (1 - f) / 2, with f the share
 # of L that is not E: at most .02 for any exponent that has been published.
 CURVATURE = 0.02
-
-
-@dataclass(frozen=True)
-class CurveBand:
-    """Expected course of one run. ``progress`` (k,) are fractions of its steps; the rest nats per token, each (k,).
-
-    The values are for the geometric mean of the loss over the last ``window`` of the progress made, see ``course``.
-    """
-
-    progress: Array
-    low: Array
-    centre: Array
-    high: Array
-    window: float
-    rungs: int
 
 
 def stages() -> Array:
@@ -88,7 +73,8 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Cur
     width = t.ppf((1 + LEVEL) / 2, 3 * freedom) * np.exp(smoothed(np.log(spread), 5))
     width = np.maximum(width, LEAST_LOG)
     low, centre, high = np.exp([centre - width, centre, centre + width])
-    return CurveBand(at[known], low, centre, high, WINDOW, len(rungs))
+    curves = {"progress": at[known], "low": low, "centre": centre, "high": high}
+    return CurveBand(**{key: tuple(curve.tolist()) for key, curve in curves.items()}, window=WINDOW, rungs=len(rungs))
 
 
 def _predict(sizes: Array, losses: Array, new: Array) -> tuple[Array, Array, Array]:

@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 from scipy.optimize import OptimizeResult, least_squares
 
+from configs.metrics_rows import METRICS, read_rows
 from scaling.errors import CurveError
 from scaling.laws import Array
-from scaling.tables.curves import column, read_rows
+from scaling.tables.curves import column
 
 PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 UNITS = {
@@ -95,14 +96,15 @@ def make_curve(name: str, step: Array, lr: Array, loss: Array) -> LossCurve:
 def read_curve(path: Path) -> LossCurve:
     """A curve from a CSV file with columns step, lr, loss, a metrics.jsonl, or a run's directory. Raises CurveError."""
     path = Path(path)
-    source = path / "metrics.jsonl" if path.is_dir() else path
+    source = path / METRICS if path.is_dir() else path
     keys = ("step", "lr", "loss")
     try:
         if source.suffix == ".csv":
             frame = pd.read_csv(source)
             found = {k: pd.to_numeric(frame[k], errors="coerce").to_numpy(float) for k in keys if k in frame.columns}
         else:
-            rows = read_rows(source, by="step")
+            source.stat()  # a missing file is an error here, not an empty curve
+            rows = read_rows(source)
             found = {k: column(rows, k) for k in keys if any(k in row for row in rows)}
     except OSError as error:
         raise CurveError(f"{source}: cannot be read: {error.strerror}") from error

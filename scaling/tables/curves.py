@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from configs.metrics_rows import METRICS, read_rows
 from configs.run_record import RECORD, RecordError, RunRecord, read_record
 from scaling.laws import Array
 
@@ -34,29 +33,10 @@ class Curve:
     lr: Array
 
 
-def read_rows(path: Path, by: str) -> list[dict[str, Any]]:
-    """The rows of a metrics.jsonl as the run stands, rising in ``by``, a number that each of them has.
-
-    Damaged lines are passed over, and rows that a rollback has undone: those before a row that is no further. Raises
-    OSError.
-    """
-    rows: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):  # a line that a crash tore, or worse
-            continue
-        if isinstance(row, dict) and np.isfinite(_number(row.get(by))):
-            while rows and rows[-1][by] >= row[by]:
-                rows.pop()
-            rows.append(row)
-    return rows
-
-
 def read_curves(runs_dir: Path) -> list[Curve]:
     """The curves of RUNS_DIR/*/metrics.jsonl. A run without whole rows is passed over."""
     curves = []
-    for path in sorted(runs_dir.glob("*/metrics.jsonl")):
+    for path in sorted(runs_dir.glob(f"*/{METRICS}")):
         rows = read_rows(path, by="tokens")
         if len(rows) < 2:
             continue
@@ -76,16 +56,9 @@ def _record(path: Path) -> RunRecord | None:
         return None
 
 
-def column(rows: Sequence[dict[str, Any]], name: str) -> Array:
-    """The values of one key (rows,), with NaN where a row has no number."""
-    return np.array([_number(row.get(name)) for row in rows])
-
-
-def _number(value: Any) -> float:
-    try:
-        return float(value) if isinstance(value, int | float) else float("nan")
-    except OverflowError:  # an integer of hundreds of digits
-        return float("nan")
+def column(rows: Sequence[Mapping[str, object]], name: str) -> Array:
+    """The values of one key (rows,), with NaN where a row does not have it."""
+    return np.array([np.nan if row.get(name) is None else row[name] for row in rows], dtype=float)
 
 
 def binned(x: Array, y: Array, bins: int = BINS) -> tuple[Array, Array]:

@@ -18,13 +18,13 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from configs.curve_band import BAND, CurveBand
 from configs.reader import ConfigError
 from data.config import DataConfig, DataError
-from data.files import write_json
 from data.loading.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.laws import Array
-from scaling.studies.curve_bands import CurveBand, band
+from scaling.studies.curve_bands import band
 from scaling.tables.curves import Curve
 from train.checkpoint.fragments import without_gradient
 from train.config import RunConfig, SpikeConfig, load_run
@@ -33,7 +33,7 @@ from train.engine.ds_config import derive
 from train.engine.engine import MicroBatch, build_engine, gradient_norm, release, train_step
 from train.engine.lr_schedule import lr_multiplier
 from train.engine.micro_batches import training_batches
-from train.stability.band_monitor import BAND, Monitor
+from train.stability.band_monitor import Monitor
 from train.stability.spike_detector import Kind, SpikeState, detect_spike
 
 RUN = Path(__file__).resolve().parents[2] / "configs" / "runs" / "tiny.yaml"
@@ -131,8 +131,7 @@ def as_curve(run: RunConfig, step: Array, loss: Array) -> Curve:
 
 def first_alert(run: RunConfig, step: Array, loss: Array, expected: CurveBand, path: Path) -> int | None:
     """Return the step at which the monitor speaks, or None."""
-    shown = {"progress": expected.progress, "low": expected.low, "high": expected.high}
-    write_json(path, {key: value.tolist() for key, value in shown.items()} | {"window": expected.window})
+    expected.write(path)
     monitor = Monitor(path, run.steps)
     rows = zip(step.tolist(), loss.tolist(), strict=True)
     return next((step for step, loss in rows if monitor.follow(step, loss)[1]), None)

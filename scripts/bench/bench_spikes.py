@@ -27,9 +27,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.metrics_rows import read_rows
 from train.config import SpikeConfig
 from train.stability.spike_detector import Kind, SpikeState, detect_spike
-from train.telemetry.metrics import read_metrics
 
 Array = NDArray[np.float64]
 TUNING_SEEDS, TEST_SEEDS = 0, 20_000
@@ -151,7 +151,7 @@ SPIKES: dict[str, Callable[[np.random.Generator], Shape]] = {
 
 def recorded(path: Path) -> RecordedCurve | None:
     """The rows of a metrics.jsonl, or None where there are too few."""
-    rows = read_metrics(path)
+    rows = read_rows(path)
     pairs = [(row["loss"], row["grad_norm"]) for row in rows if row.get("loss") and row.get("grad_norm")]
     return RecordedCurve(*np.array(pairs, dtype=np.float64).T) if len(pairs) >= 256 else None
 

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from configs.metrics_rows import METRICS, read_rows
 from configs.reader import ConfigError
 from configs.run_record import complete_record
 from train.launch.devices import find_devices, require_devices
@@ -20,7 +21,6 @@ from train.launch.scheduler import run_sweep
 from train.sweep.corpora import prepare_corpora
 from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
-from train.telemetry.metrics import read_metrics
 from train.telemetry.record import device_name
 
 EPILOG = """\
@@ -50,8 +50,8 @@ def time_sweep(sweep: Sweep, runs_per_launch: int | None) -> tuple[float, dict[s
 def _losses(run_dir: Path) -> list[tuple[float, ...]] | None:
     if (record := complete_record(run_dir)) is None:
         return None
-    rows = read_metrics(run_dir / "metrics.jsonl")
-    return [(record.result.val_loss,), *((row["step"], row["loss"], row["grad_norm"]) for row in rows)]
+    rows = read_rows(run_dir / METRICS)
+    return [(record.result.val_loss,), *((row["step"], row["loss"] or 0, row["grad_norm"] or 0) for row in rows)]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +27,7 @@ from typing import Any
 
 import psutil
 
+from configs.metrics_rows import METRICS, read_rows
 from configs.reader import ConfigError
 from configs.run_record import complete_record
 from data.files import write_json
@@ -184,7 +185,7 @@ def damage_checkpoint(harm: Callable[[Path, random.Random], None], run: Run, dra
 
 def tear_metrics(run: Run, draw: random.Random) -> bool:
     """Cut the log of an unfinished run off, anywhere after the rows of the checkpoint that it continues from."""
-    path = run.directory / "metrics.jsonl"
+    path = run.directory / METRICS
     intact = [step_of(path) for path in newest_first(run.directory / "checkpoints") if not damage(path)]
     rows = path.read_bytes().splitlines(keepends=True)
     durable = sum(len(row) for row in rows if _step(row) <= max(intact, default=0))
@@ -335,7 +336,7 @@ class Soak:
         return Launch(process, sweep.config.directory)
 
     def _wound(self, sweep: Sweep, number: int) -> bool:
-        begun = [run for run in sweep.runs if (run.directory / "metrics.jsonl").exists()]
+        begun = [run for run in sweep.runs if (run.directory / METRICS).exists()]
         fault = self.draw.choice(sorted(WOUNDS))
         if processes_of(sweep.config.directory):
             return False  # they write
@@ -394,17 +395,17 @@ def measured(run: Run) -> dict[str, Any]:
     checkpoints = newest_first(run.directory / "checkpoints")
     return {
         "record.json": _without_times(record.flat()) if (record := complete_record(run.directory)) else {},
-        "metrics.jsonl": _rows(run.directory / "metrics.jsonl"),
+        "metrics.jsonl": _rows(run.directory / METRICS),
         "events.jsonl": _rows(run.directory / "events.jsonl"),
         "the last checkpoint": read_manifest(checkpoints[0])["files"] if checkpoints else {},
     }
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    return [_without_times(json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+    return [_without_times(row) for row in read_rows(path)]
 
 
-def _without_times(fields: dict[str, Any]) -> dict[str, Any]:
+def _without_times(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in fields.items() if key not in TIMES | BANDS}
 
 

@@ -7,22 +7,19 @@ loss and raises an alert when it leaves it. scripts/sweep.py does this by itself
 Progress is the fraction of a run's steps, losses are in nats per token.
 """
 
-import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from configs.curve_band import BAND, CurveBand
 from configs.reader import ConfigError
 from configs.run_record import complete_record
-from data.files import write_json
 from model.counts import count_parameters
 from scaling.cli import Parser, run_command
 from scaling.errors import FitError
-from scaling.studies.curve_bands import CurveBand, band
+from scaling.studies.curve_bands import band
 from scaling.tables.curves import Curve, read_curves
 from train.config import RunConfig, load_run
-from train.stability.band_monitor import BAND
 
 Rung = tuple[RunConfig, Curve]
 
@@ -48,7 +45,7 @@ def renew(runs_dir: Path) -> None:
     reasons = {}
     for name in waiting:
         try:
-            write_json(runs_dir / name / BAND, plain(predict(runs[name], rungs)))
+            predict(runs[name], rungs).write(runs_dir / name / BAND)
         except FitError as error:
             reasons[name] = str(error)
     print(f"{runs_dir}: bands for {len(waiting) - len(reasons)} of {len(waiting)} unfinished runs")
@@ -71,12 +68,6 @@ def _kind(run: RunConfig) -> tuple[object, ...]:
     model = run.model
     blocks = (model.positions, model.norm, model.mlp, model.qk_norm, model.tie_embeddings, model.parametrization)
     return run.data, run.schedule, run.train.sequence_length, blocks
-
-
-def plain(found: CurveBand) -> dict[str, Any]:
-    """A band as JSON values."""
-    tree = dataclasses.asdict(found)
-    return {key: value.tolist() if hasattr(value, "tolist") else value for key, value in tree.items()}
 
 
 if __name__ == "__main__":

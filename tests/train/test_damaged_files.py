@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from configs.metrics_rows import read_rows
 from configs.reader import ConfigError
 from scaling.errors import CurveError
 from scaling.studies.multi_power import read_curve
@@ -19,7 +20,7 @@ from train.checkpoint.manifest import MANIFEST, damage, write_manifest
 from train.config import load_run
 from train.launch.run_state import last_row
 from train.stability.band_monitor import Monitor
-from train.telemetry.metrics import MetricsLog, read_metrics
+from train.telemetry.metrics import MetricsLog
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.sampled_from([10**400, 1e999]) | st.floats() | st.text(max_size=5),
@@ -45,7 +46,7 @@ def test_any_lines_are_rows_of_rising_steps_or_passed_over(tmp_path: Path, lines
     (tmp_path / "run").mkdir(exist_ok=True)
     path = tmp_path / "run" / "metrics.jsonl"
     path.write_bytes(b"".join(line + b"\n" for line in lines))
-    steps = [row["step"] for row in read_metrics(path)]
+    steps = [row["step"] for row in read_rows(path)]
     assert steps == sorted(set(steps))
     assert bool(last_row(path)) == bool(steps)
     for curve in read_curves(tmp_path):
@@ -69,7 +70,7 @@ def test_a_damaged_row_and_those_that_a_rollback_undid_are_in_no_curve(tmp_path:
     whole = [s for s in range(1, 61) if s != 31]
     loss = [rows[s - 1 if s <= 20 else s + 19]["loss"] for s in whole]
     [curve] = read_curves(tmp_path)
-    pairs = [(row["step"], row["loss"]) for row in read_metrics(path)]
+    pairs = [(row["step"], row["loss"]) for row in read_rows(path)]
     assert (
         pairs == list(zip(curve.step.tolist(), curve.loss.tolist(), strict=True)) == list(zip(whole, loss, strict=True))
     )

@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 import torch
 
+from configs.metrics_rows import read_rows
 from configs.reader import ConfigError
 from tests.conftest import ROOT
 from train.config import OptimizerConfig, ScheduleConfig, WandbConfig, load_run
 from train.engine.ds_config import derive, merge_user_config, read_user_config
 from train.engine.lr_schedule import lr_multiplier
 from train.engine.optimizer import ClippingAdamW, parameter_groups
-from train.telemetry.metrics import MetricsLog, read_metrics
+from train.telemetry.metrics import MetricsLog
 from train.telemetry.wandb_tracker import Tracker, stable_id
 
 TINY = ROOT / "configs/runs/tiny.yaml"
@@ -178,7 +179,7 @@ def test_torn_last_line_is_cut_and_steps_are_written_once(tmp_path: Path) -> Non
     assert not log.write({"step": 1, "loss": 9.0})
     assert log.write({"step": 2, "loss": math.nan})
     log.close()
-    assert read_metrics(path) == [{"step": 1, "loss": 5.0}, {"step": 2, "loss": None}]
+    assert read_rows(path) == [{"step": 1, "loss": 5.0}, {"step": 2, "loss": None}]
 
 
 # ---------------------------------------------------------------------------------------------- W&B

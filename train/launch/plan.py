@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from configs.metrics_rows import METRICS, read_rows
 from configs.run_record import complete_record
 from model.counts import count_parameters
 from train.cost.gpus import GIB, USABLE, local_gpu_memory
@@ -17,7 +18,6 @@ from train.launch.events import read_events
 from train.sweep.expand import short_count
 from train.sweep.hparam_rules import Derived
 from train.sweep.run import Run, Sweep
-from train.telemetry.metrics import read_metrics
 
 # Assumed until a run of the sweep has finished; every plan says so. The CPU's are of one core at 2,048 tokens per step.
 _CPU_FLOPS_PER_CORE = 3e10
@@ -117,8 +117,8 @@ def measured_speeds(sweep: Sweep) -> list[tuple[float, float]]:
     for run in sweep.runs:
         if complete_record(run.directory) is None:
             continue
-        rows = read_metrics(run.directory / "metrics.jsonl")
-        rates = [row["tokens_per_second"] for row in rows if row.get("tokens_per_second")]
+        rows = read_rows(run.directory / METRICS)
+        rates = [rate for row in rows if (rate := row.get("tokens_per_second"))]
         if rates:
             work = _flops_per_step(run) / run.devices
             speeds.append((work, run.config.tokens_per_step / statistics.median(rates)))

@@ -4,14 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from configs.metrics_rows import METRICS, MetricsRow, parse_row
 from configs.run_record import RunRecord, complete_record
 from train.launch.events import last_failures
 from train.launch.job_queue import current_job
 from train.supervision.processes import marked_processes
 from train.sweep.run import Run
-from train.telemetry.metrics import parse_row
 
 State = Literal["complete", "running", "resumable", "failed", "pending", "not needed"]
 
@@ -23,7 +23,7 @@ class RunState:
     state: State
     step: int = 0
     """Step of the newest row of metrics.jsonl."""
-    row: dict[str, Any] = field(default_factory=dict)
+    row: MetricsRow = field(default_factory=lambda: MetricsRow())
     """That row."""
     record: RunRecord | None = None
     """Of a complete run."""
@@ -41,8 +41,8 @@ def read_state(run: Run, running: bool, failure: str | None, unneeded: str | Non
         unneeded: why it need not be started, if so.
     """
     record = complete_record(run.directory)
-    row = last_row(run.directory / "metrics.jsonl")
-    step = int(row.get("step", 0))
+    row = last_row(run.directory / METRICS)
+    step = row.get("step", 0)
     if record is not None:
         return RunState("complete", run.config.steps, row, record)
     if running:
@@ -67,7 +67,7 @@ def read_states(runs: tuple[Run, ...], unneeded: Mapping[str, str] | None = None
     }
 
 
-def last_row(path: Path) -> dict[str, Any]:
+def last_row(path: Path) -> MetricsRow:
     """Return the last whole row of a metrics file, reading only its end; an empty mapping when there is none."""
     try:
         with path.open("rb") as file:

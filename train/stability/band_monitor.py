@@ -4,15 +4,16 @@ The band is `RUN_DIR/band.json`, which `scripts/study.py curve_bands` writes and
 reads it again whenever it has changed. A run without that file is not monitored. Nothing here alters training.
 """
 
-import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-BAND = "band.json"
+from configs.curve_band import CurveBand, read_band
+from configs.reader import ConfigError
+
 _LEAST_ROWS = 3
 
 
@@ -28,7 +29,7 @@ class Monitor:
     _outside_since: float | None = None
     _rows_outside: int = 0
     _alerted: bool = False
-    _band: dict[str, np.ndarray] | None = None
+    _band: CurveBand | None = None
     _read: int = 0
     """Time of change of the band that was read last, ns."""
 
@@ -46,14 +47,14 @@ class Monitor:
         self._integral.append(self._integral[-1] + (x - self._progress[-1]) * math.log(loss))
         self._progress.append(x)
         band = self._current()
-        if band is None or not band["progress"][0] <= x:
+        if band is None or not band.progress[0] <= x:
             return {}, None
-        window = float(band["window"])
+        window = band.window
         begin = np.interp(x * (1 - window), self._progress, self._integral)
         smooth = math.exp((self._integral[-1] - float(begin)) / (window * x))
         at = math.log(x)
-        stages = np.log(band["progress"])
-        low, high = (math.exp(np.interp(at, stages, np.log(band[side]))) for side in ("low", "high"))
+        stages = np.log(band.progress)
+        low, high = (math.exp(np.interp(at, stages, np.log(side))) for side in (band.low, band.high))
         return {"loss_smooth": smooth, "band_low": low, "band_high": high}, self._judge(x, window, smooth, low, high)
 
     def _judge(self, x: float, window: float, smooth: float, low: float, high: float) -> str | None:
@@ -70,26 +71,11 @@ class Monitor:
         where = "above" if smooth > high else "below"
         return f"the loss {smooth:.4f} is {where} the band {low:.4f} to {high:.4f} that finished runs predict"
 
-    def _current(self) -> dict[str, np.ndarray] | None:
+    def _current(self) -> CurveBand | None:
         """The newest band; one that cannot be read leaves the one before it."""
-        try:
+        with suppress(OSError, ConfigError):
             changed = self.path.stat().st_mtime_ns
             if changed != self._read:
-                content: dict[str, Any] = json.loads(self.path.read_text(encoding="utf-8"))
-                keys = ("progress", "low", "high", "window")
-                band = {key: np.asarray(content[key], dtype=float) for key in keys}
-                if _is_band(band):
-                    self._band = band
                 self._read = changed
-        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
-            pass
+                self._band = read_band(self.path)
         return self._band
-
-
-def _is_band(band: dict[str, np.ndarray]) -> bool:
-    """Return whether this can be interpolated: three curves of one length over rising progress, all positive."""
-    curves = [band[side] for side in ("progress", "low", "high")]
-    if any(c.ndim != 1 or c.size == 0 or c.shape != curves[0].shape for c in curves) or band["window"].ndim:
-        return False
-    finite = all(np.all((c > 0) & np.isfinite(c)) for c in curves)
-    return bool(finite and np.all(np.diff(curves[0]) > 0) and 0 < band["window"] <= 1)

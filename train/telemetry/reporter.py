@@ -7,11 +7,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from configs.curve_band import BAND
+from configs.metrics_rows import METRICS
 from configs.run_record import RECORD, RunRecord
 from train.config import RunConfig
 from train.distributed.topology import Topology
 from train.engine.validation_loss import Losses
-from train.stability.band_monitor import BAND, Monitor
+from train.stability.band_monitor import Monitor
 from train.stability.spike_detector import Kind, Verdict
 from train.telemetry.metrics import MetricsLog, inherit_curve
 from train.telemetry.record import peak_flops
@@ -25,7 +27,7 @@ class Reporter:
         """Open the logs of `run_dir` and W&B."""
         self.run, self.run_dir, self.topology = run, run_dir, topology
         inherited = inherit_curve(run.branch, run_dir)
-        self.metrics = MetricsLog(run_dir / "metrics.jsonl")
+        self.metrics = MetricsLog(run_dir / METRICS)
         self.events = MetricsLog(run_dir / "events.jsonl")
         settings = {**dataclasses.asdict(run), "devices": topology.world_size}
         self.tracker = Tracker(run.wandb, run_dir.name, run_dir, settings)

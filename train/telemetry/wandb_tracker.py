@@ -9,6 +9,7 @@ import queue
 import secrets
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,7 @@ class Tracker:
         self._thread = threading.Thread(target=self._work, args=(arguments,), name="wandb", daemon=True)
         self._thread.start()
 
-    def log(self, row: dict[str, Any]) -> None:
+    def log(self, row: Mapping[str, Any]) -> None:
         """Queue a row; dropped when W&B is 10,000 rows behind."""
         if self._thread is not None:
             try:
@@ -85,7 +86,7 @@ class Tracker:
                 if _ALERT in row:
                     run.alert(*row[_ALERT])
                 else:
-                    run.log(row)
+                    run.log(dict(row))
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"
             print(f"W&B is off for this run ({reason}); metrics.jsonl is complete", file=sys.stderr)

@@ -9,10 +9,11 @@ import runpy
 import numpy as np
 import pytest
 
+from configs.curve_band import BAND, CurveBand, read_band
 from configs.reader import dump_yaml
 from model.counts import count_parameters
 from scaling.errors import FitError
-from scaling.studies.curve_bands import MIN_RUNGS, WINDOW, CurveBand, band, course, stages
+from scaling.studies.curve_bands import MIN_RUNGS, WINDOW, band, course, stages
 from scaling.tables.curves import Curve, read_curves
 from tests.conftest import ROOT
 from train.config import load_run
@@ -36,13 +37,8 @@ def ladder(noise: float = 0.01, seed: int = 0) -> list[tuple[float, float, Curve
 
 def follow(curve: Curve, expected: CurveBand, tmp_path) -> list[str]:
     """Alerts of a run that logs `curve` under a band."""
-    (tmp_path / "band.json").write_text(
-        json.dumps(
-            {"progress": expected.progress.tolist(), "low": expected.low.tolist(), "high": expected.high.tolist()}
-            | {"window": expected.window}
-        )
-    )
-    monitor = Monitor(tmp_path / "band.json", int(curve.step[-1]))
+    expected.write(tmp_path / BAND)
+    monitor = Monitor(tmp_path / BAND, int(curve.step[-1]))
     said = [monitor.follow(round(step), float(loss))[1] for step, loss in zip(curve.step, curve.loss, strict=True)]
     return [sentence for sentence in said if sentence]
 
@@ -87,9 +83,9 @@ def test_band_holds_a_healthy_run_of_four_times_the_size() -> None:
     for seed in range(20):
         expected = band(ladder(seed=100 * seed), 4e6, 3e6)
         truth = simulated(4e6, 3e6, 0.01, seed + 7)
-        y = course(truth.tokens / 3e6, truth.loss, expected.progress)
+        y = course(truth.tokens / 3e6, truth.loss, np.array(expected.progress))
         covered.append((expected.low <= y) & (y <= expected.high))
-        widths.append(expected.high / expected.low)
+        widths.append(np.divide(expected.high, expected.low))
     assert np.mean(covered) > 0.99
     assert np.median(widths) < 1.2  # narrow enough to say something
 
@@ -120,7 +116,7 @@ def test_monitor_smooths_as_bands_do(tmp_path) -> None:
     expected = band(ladder(), 1e6, 3e6)
     run = simulated(1e6, 3e6, 0.05, 5)
     follow(run, expected, tmp_path)
-    monitor = Monitor(tmp_path / "band.json", 400)
+    monitor = Monitor(tmp_path / BAND, 400)
     logged = {round(s): monitor.follow(round(s), float(v))[0] for s, v in zip(run.step, run.loss, strict=True)}
     for step in (60, 120, 400):
         smooth = course(run.tokens / 3e6, run.loss, np.array([step / 400]))[0]
@@ -130,10 +126,10 @@ def test_monitor_smooths_as_bands_do(tmp_path) -> None:
 
 
 def test_a_band_may_appear_change_and_be_torn_while_a_run_trains(tmp_path) -> None:
-    path = tmp_path / "band.json"
+    path = tmp_path / BAND
     monitor = Monitor(path, 100)
     assert monitor.follow(1, 3.0) == ({}, None)
-    path.write_text(json.dumps({"progress": [0.01, 1.0], "low": [2.0, 2.0], "high": [4.0, 4.0], "window": 0.1}))
+    CurveBand(progress=(0.01, 1.0), low=(2.0, 2.0), centre=(3.0, 3.0), high=(4.0, 4.0), window=0.1, rungs=6).write(path)
     assert monitor.follow(2, 3.0)[0]["band_high"] == pytest.approx(4.0)
     path.write_text("{")
     os.utime(path, ns=(1, 1))
@@ -165,9 +161,9 @@ def test_the_script_predicts_the_unfinished_runs_of_a_ladder(tmp_path, capsys) -
     script = runpy.run_path(str(ROOT / "scripts/studies/curve_bands.py"))
     assert script["main"]([str(tmp_path)]) == 0
     assert "bands for 1 of 1 unfinished runs" in capsys.readouterr().out
-    found = json.loads((tmp_path / "tiny-98k/band.json").read_text())
-    y = course(curve.tokens / D, curve.loss, np.array(found["progress"]))
-    assert ((np.array(found["low"]) <= y) & (y <= np.array(found["high"]))).all()
+    found = read_band(tmp_path / "tiny-98k" / BAND)
+    y = course(curve.tokens / D, curve.loss, np.array(found.progress))
+    assert ((found.low <= y) & (y <= found.high)).all()
     assert not (tmp_path / "tiny-25k/band.json").exists()
 
     (tmp_path / "tiny-25k/record.json").write_text(json.dumps(record | {"tainted": True}))

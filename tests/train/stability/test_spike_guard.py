@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from configs.metrics_rows import read_rows
 from scaling.tables.curves import read_curves
 from scaling.tables.read import read_table
 from tests.conftest import Ranks, read_record
-from train.telemetry.metrics import read_metrics
 
 STEPS, AT, EARLY = 340, 250, 100
 COMMON = [f"--train.steps={STEPS}", "--checkpoint.interval=20", "--checkpoint.keep=20", "--spikes.rollback_margin=30"]
@@ -106,7 +106,7 @@ def test_training_goes_back_leaves_the_batches_out_and_ends_as_well(runs: Path) 
     assert record["skipped_tokens"] > 0
     assert record["val_loss"] == pytest.approx(read_record(runs / "clean")["val_loss"], rel=0.01)
     [back] = [event for event in events(runs / "weights") if event["kind"] == "rollback"]
-    rows = read_metrics(runs / "weights/metrics.jsonl")
+    rows = read_rows(runs / "weights/metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     first_again = next(row["step"] for row in rows if row.get("attempt") == 2)
     assert first_again <= back["onset"] - 30
@@ -172,6 +172,6 @@ def test_killed_while_it_goes_back_it_ends_the_same(place: str, runs: Path, smal
     # Once the rollback lasts the fault lies behind it; before, it is met again.
     again = {} if place == "gone back" else {"fault": fault}
     assert launch(1, small_run, tmp_path, {"weights": again}) == 0
-    expected, found = (read_metrics(folder / "weights/metrics.jsonl") for folder in (runs, tmp_path))
+    expected, found = (read_rows(folder / "weights/metrics.jsonl") for folder in (runs, tmp_path))
     assert [row["loss"] for row in found] == [row["loss"] for row in expected]
     assert read_record(tmp_path / "weights")["val_loss"] == read_record(runs / "weights")["val_loss"]
