@@ -15,6 +15,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.helpers.fork_server import Forked, fork_python
+
 settings.register_profile("shared machine", deadline=None)  # an example may wait for a core
 settings.load_profile("shared machine")
 
@@ -103,8 +105,10 @@ def start_rank(
     port: int,
     arguments: list[str],
     program: Sequence[str] = ("-m", "train"),
-) -> subprocess.Popen[str]:
-    """Start one rank the way the launcher would."""
+) -> Forked | subprocess.Popen[str]:
+    """Start one rank the way the launcher would; where there is no GPU, without imports of its own."""
+    import torch
+
     environment = os.environ | {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -112,6 +116,8 @@ def start_rank(
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
+    if not torch.cuda.is_available():  # which a process that is forked could not use
+        return fork_python([*program, *arguments], environment)
     return subprocess.Popen(
         [sys.executable, *program, *arguments],
         cwd=ROOT,

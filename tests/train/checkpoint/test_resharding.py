@@ -111,5 +111,5 @@ def test_rollback_sets_later_checkpoints_aside_until_they_are_passed(results: li
     for result in results:
         steps, aside, passed = result["rolled back"]
         assert steps == [2, 2]
-        assert aside == ["step-00000002", f"quarantine-{HALF:08d}"]
+        assert aside == [f"quarantine-{HALF:08d}", "step-00000002"]
         assert passed == ["step-00000002", f"step-{HALF:08d}"]

@@ -58,8 +58,8 @@ def test_worker_trains_what_launches_of_their_own_train(
     """Sizes, precisions, ZeRO stages and pipelines follow each other in the same processes."""
     worker = Worker(processes, small_run, tmp_path)
     for number, overrides in enumerate(ladder):
-        worker.hand_over(tmp_path / f"warm-{number}", *overrides)
-    worker.hand_over(None)
+        worker.enqueue(tmp_path / f"warm-{number}", *overrides)
+    worker.enqueue(None)
     status, output = worker.ranks.finish()
     assert (status, jobs_done(worker.directory)) == (0, len(ladder)), output
     assert "step 12/12" not in output
@@ -72,8 +72,8 @@ def test_worker_trains_what_launches_of_their_own_train(
 @pytest.mark.slow
 def test_failure_ends_the_worker_with_the_exit_status_of_the_run(small_run: Path, tmp_path: Path) -> None:
     worker = Worker(1, small_run, tmp_path)
-    worker.hand_over(tmp_path / "good", *SMALL)
-    worker.hand_over(tmp_path / "bad", *SMALL, *STAGES)
+    worker.enqueue(tmp_path / "good", *SMALL)
+    worker.enqueue(tmp_path / "bad", *SMALL, *STAGES)
     status, output = worker.ranks.finish()
     assert (status, jobs_done(worker.directory)) == (Status.USER_ERROR, 1), output
     assert "2 does not divide the 1 launched process" in (tmp_path / "bad" / "log.txt").read_text()
@@ -85,8 +85,8 @@ def test_failure_ends_the_worker_with_the_exit_status_of_the_run(small_run: Path
 def test_signal_in_a_later_run_of_a_worker_saves_it(small_run: Path, tmp_path: Path) -> None:
     """As from a sweep that is asked to end; `checkpoint.interval` is null."""
     first, second = (Worker(1, small_run, tmp_path / name) for name in ("first", "second"))
-    first.hand_over(tmp_path / "done", *SMALL)
-    first.hand_over(tmp_path / "stopped", "--train.steps=200", wait=False)
+    first.enqueue(tmp_path / "done", *SMALL)
+    first.enqueue(tmp_path / "stopped", "--train.steps=200", wait=False)
     wait_for(lambda: last_row(tmp_path / "stopped/metrics.jsonl").get("step", 0) >= 20)
     first.ranks.processes[0].send_signal(signal.SIGTERM)
     status, output = first.ranks.finish()
@@ -94,7 +94,7 @@ def test_signal_in_a_later_run_of_a_worker_saves_it(small_run: Path, tmp_path: P
     saved = checkpoint_step(tmp_path / "stopped")
     assert 20 <= saved == last_row(tmp_path / "stopped/metrics.jsonl")["step"] < 200
     for name in ("stopped", "whole"):
-        second.hand_over(tmp_path / name, "--train.steps=200")
-    second.hand_over(None)
+        second.enqueue(tmp_path / name, "--train.steps=200")
+    second.enqueue(None)
     assert second.ranks.finish()[0] == 0
     assert result(tmp_path / "stopped") == result(tmp_path / "whole")

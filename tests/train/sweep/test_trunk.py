@@ -164,16 +164,16 @@ def test_branch_is_the_run_by_itself_bit_for_bit(small_run: Path, tmp_path: Path
     """Branches begin while the trunk is complete or not; one goes on from a checkpoint of its own."""
     worker = Worker(1, small_run, tmp_path)
     common = [*WSD, *more, "--eval.interval=7", "--log_every=2"]
-    worker.hand_over(tmp_path / "trunk", *common, "--train.steps=24", "--checkpoint.branch_points=[9,12,18]")
+    worker.enqueue(tmp_path / "trunk", *common, "--train.steps=24", "--checkpoint.branch_points=[9,12,18]")
     for steps, point in ((12, 9), (16, 12)):
         branch = ["--branch.run=trunk", f"--branch.step={point}", "--checkpoint.interval=11", f"--train.steps={steps}"]
-        worker.hand_over(tmp_path / f"branch-{steps}", *common, *branch)
-        worker.hand_over(tmp_path / f"alone-{steps}", *common, f"--train.steps={steps}")
+        worker.enqueue(tmp_path / f"branch-{steps}", *common, *branch)
+        worker.enqueue(tmp_path / f"alone-{steps}", *common, f"--train.steps={steps}")
     shutil.copytree(tmp_path / "branch-12", tmp_path / "killed")  # after step 11
     (tmp_path / "killed/record.json").unlink()
     shutil.rmtree(tmp_path / "killed/checkpoints/step-00000012")
-    worker.hand_over(tmp_path / "killed", *common, *branch[:-1], "--train.steps=12", "--branch.step=9")
-    worker.hand_over(None)
+    worker.enqueue(tmp_path / "killed", *common, *branch[:-1], "--train.steps=12", "--branch.step=9")
+    worker.enqueue(None)
     status, output = worker.ranks.finish()
     assert status == 0, output
     assert [path.name for path in sorted((tmp_path / "trunk/checkpoints").iterdir())] == [
