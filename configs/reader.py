@@ -41,7 +41,11 @@ class Problem:
         return f"{self.source}: {self.key}: {self.message}" if self.key else f"{self.source}: {self.message}"
 
 
-class ConfigError(ValueError):
+class UserError(ValueError):
+    """What its reader can mend: the message is one sentence, which a command prints instead of a traceback."""
+
+
+class ConfigError(UserError):
     """A configuration that cannot be used. `problems` holds all that was found."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -67,6 +71,11 @@ class _Loader(yaml.SafeLoader):
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own protocol)
 
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.faults: list[str] = []
+        """What is well-formed and cannot be used, each with its line."""
+
 
 for _tag, _pattern, _first in (
     ("bool", r"true|false|True|False", "tfTF"),
@@ -81,16 +90,16 @@ for _tag, _pattern, _first in (
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
 
-def _mapping(loader: yaml.SafeLoader, node: yaml.MappingNode) -> Tree:
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     tree: Tree = {}
     for key_node, value_node in node.value:
         key = loader.construct_object(key_node, deep=True)
         where = f"line {key_node.start_mark.line + 1}"
         if not isinstance(key, str):
-            raise yaml.YAMLError(f"{where}: the key {key!r} is not a word; quote it")
-        if key in tree:
-            raise yaml.YAMLError(f"{where}: the key '{key}' is given twice")
-        tree[key] = loader.construct_object(value_node, deep=True)
+            loader.faults.append(f"{where}: the key {key!r} is not a word; quote it")
+        elif key in tree:
+            loader.faults.append(f"{where}: the key '{key}' is given twice")
+        tree[str(key)] = loader.construct_object(value_node, deep=True)
     return tree
 
 
@@ -98,10 +107,10 @@ def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
     return int(str(loader.construct_scalar(node)).replace("_", ""))
 
 
-def _float(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> float | int:
+def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     value = float(str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
-        raise yaml.YAMLError(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
+        loader.faults.append(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
     # Integer keys refuse floats, float keys take integers: 1e3 must suit both.
     return int(value) if value.is_integer() and abs(value) < _EXACT else value
 
@@ -112,11 +121,15 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
 def parse_yaml(text: str, source: str = "yaml") -> Any:
-    """Parse one YAML document; raise `ConfigError` naming `source` and the line when it is malformed."""
+    """Parse one YAML document; raise `ConfigError` naming `source` and the lines when it cannot be used."""
     try:
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        tree = loader.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError([Problem(source, "", " ".join(str(error).split()))]) from None
+    if loader.faults:
+        raise ConfigError([Problem(source, "", fault) for fault in loader.faults])
+    return tree
 
 
 def dump_yaml(tree: Any) -> str:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Literal
 
-from configs.reader import config
+from configs.reader import UserError, config
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token: the smallest byte-level vocabulary
 
 
-class DataError(ValueError):
+class DataError(UserError):
     """Text, a tokenizer or a prepared corpus that cannot be used; the message says why and what to do."""
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Fit a scaling law to measured losses: point estimates with a certificate, intervals, and a held-out test.
 
 Units: N in parameters, D in tokens, loss in nats per token, C in FLOPs.
@@ -20,11 +19,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
+from configs.cli import Parser, make_console, numbers, pairs, parse_count, run_command
 from data.files import require_writable
-from scaling.cli import Parser, fixed_parameters, pairs, parse_count, run_command
-from scaling.errors import ArtifactError, FitError, TableError
+from scaling.errors import FitError
 from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS
 from scaling.fit.estimate import LOSSES
 from scaling.fit.model_averaging import all_draws
@@ -44,7 +41,7 @@ from scaling.validation.lr_scans import at_best, scans
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -54,15 +51,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
     add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
     add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
-    add(
-        "--fix",
-        "--pin",
-        dest="fix",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="fix a parameter, as in --fix E=1.69",
-    )
+    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.69")
     add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=bits_per_byte")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
     add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
@@ -78,7 +67,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=parse_count, metavar="D", help="tokens of that model")
     add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
-    return parser.parse_args(words)
+    return parser
 
 
 def point(args: argparse.Namespace, compute: Compute) -> dict[str, float] | None:
@@ -114,7 +103,7 @@ def run(args: argparse.Namespace) -> None:
         holdout=args.holdout,
         loss=args.loss,
         delta=args.delta,
-        fixed=fixed_parameters(args.fix),
+        fixed=numbers(args.fix, "--fix"),
         starts=args.starts,
         method=args.bootstrap,
         clustered=not args.iid,
@@ -132,7 +121,7 @@ def run(args: argparse.Namespace) -> None:
     result = fit_law(table, options)
     result.law["forecasts"] = score_forecasts({out, args.source} if args.source.is_dir() else {out}, table)
     result.law["baselines"] = read_baselines(args.source, table.loss_unit) if args.source.is_dir() else {}
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     show(result.law, console)
     if result.average:
         write_draws(out / "average.npz", all_draws(result.average))
@@ -146,8 +135,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("fit.py", (TableError, FitError, ArtifactError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Plan with a fitted law: the best model for a budget, or the next runs that make a forecast sharper.
 
 Units: parameters, tokens, FLOPs as the fit counts them, written 7e9, 7B (k, M, B, T) or 7_000_000_000.
@@ -30,12 +29,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table as Grid
 
-from configs.reader import ConfigError
+from configs.cli import Parser, make_console, parse_count, run_command
 from data.files import write_text
-from scaling.cli import Parser, parse_count, run_command
 from scaling.design.optimal_design import Best, Candidates, Design, best_for, design, grid, sensible
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
-from scaling.errors import ArtifactError, ForecastError, PlanError
+from scaling.errors import PlanError
 from scaling.forecast.forecast import forecast
 from scaling.forecast.law_file import compute_of, read_draws, read_law
 from scaling.formatting import count, flops, significant
@@ -57,7 +55,7 @@ class Proposal:
     target: dict[str, float]
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -75,7 +73,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
     add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(words)
+    return parser
 
 
 def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str, Array]) -> Proposal:
@@ -184,7 +182,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, plan, print, write."""
     law = read_law(args.law)
     draws = read_draws(args.law)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     given = next(
         ((k, v) for k, v in (("C", args.flops), ("N", args.params), ("D", args.tokens)) if v is not None), None
     )
@@ -234,8 +232,7 @@ def written(args: argparse.Namespace, proposal: Proposal) -> str:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("plan.py", (ArtifactError, ForecastError, PlanError, ConfigError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,13 @@
-"""Plan a run on a cluster before it is rented: memory of each GPU, pipeline bubble, communication and step time."""
+"""Plan a run on a cluster before it is rented: memory of each GPU, pipeline bubble, communication and step time.
+
+    python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu H100
+    python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu A100 --nodes 128 --model.size=gpt3-175b \\
+        --train.sequence_length=2048 --train.global_batch_size=1536 --train.micro_batch_size=1 \\
+        --parallel.pipeline_stages=32
+
+Memory is in GiB (2^30 bytes), of the fullest moment of a step; bandwidths are in GB/s (10^9 bytes) and direction for
+each GPU; times are in seconds. How well this agrees with measured and published figures: docs/cluster-planning.md.
+"""
 
 import argparse
 import dataclasses
@@ -8,9 +17,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
+from configs.cli import Parser, make_console, run_command
 from configs.reader import ConfigError, Problem
 from model.config import ModelConfig
 from model.counts import count_parameters
@@ -19,53 +28,35 @@ from train.cost.gpus import GIB, GPUS, USABLE
 from train.cost.memory import blocks_of_stage
 from train.cost.step_time import MATMUL_EFFICIENCY, Cluster, Prediction, alternatives, obstacle, predict, replicas_of
 
-EPILOG = f"""\
-examples:
-  python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu H100
-  python scripts/plan_cluster.py --config configs/runs/gpt2.yaml --gpu A100 --nodes 128 --model.size=gpt3-175b \\
-      --train.sequence_length=2048 --train.global_batch_size=1536 --train.micro_batch_size=1 \\
-      --parallel.pipeline_stages=32
-
-Memory is in GiB (2^30 bytes), of the fullest moment of a step; bandwidths are in GB/s (10^9 bytes) and direction for
-each GPU; times are in seconds. Known GPUs: {", ".join(GPUS)}.
-How well this agrees with measured and published figures: docs/cluster-planning.md.
-exit status: 0 the run fits, 1 it does not, 2 a mistake in the input."""
-
 _SHOWN_STAGES = 8
+
+
+def make_parser() -> Parser:
+    """The command line."""
+    parser = Parser(__doc__, {"0": "the run fits", "1": "it does not"}, overrides=True)
+    add = parser.add_argument
+    add("--config", type=Path, required=True, metavar="RUN.yaml", help="the run; --a.b=c overrides a key")
+    add("--gpu", default="H100", help=f"kind of GPU (default H100): {', '.join(GPUS)}")
+    add("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in a machine (default 8)")
+    add("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
+    add("--memory", type=float, metavar="GIB", help="memory of a GPU, where it is not the usual one")
+    add("--link", type=float, metavar="GB/S", help="bandwidth inside a machine")
+    add("--network", type=float, metavar="GB/S", help="bandwidth between machines, for each GPU")
+    share = f"share of the peak that matrix products reach (default {MATMUL_EFFICIENCY})"
+    add("--efficiency", type=float, default=MATMUL_EFFICIENCY, help=share)
+    add("--alternatives", type=int, default=5, metavar="N", help="other topologies listed (default 5)")
+    add("--json", action="store_true", help="print one JSON object")
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="plan_cluster.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, metavar="RUN.yaml", help="the run; --a.b=c overrides a key"
-    )
-    parser.add_argument("--gpu", default="H100", help="kind of GPU (default H100)")
-    parser.add_argument("--gpus-per-node", type=int, default=8, metavar="N", help="GPUs in a machine (default 8)")
-    parser.add_argument("--nodes", type=int, default=1, metavar="N", help="machines (default 1)")
-    parser.add_argument("--memory", type=float, metavar="GIB", help="memory of a GPU, where it is not the usual one")
-    parser.add_argument("--link", type=float, metavar="GB/S", help="bandwidth inside a machine")
-    parser.add_argument("--network", type=float, metavar="GB/S", help="bandwidth between machines, for each GPU")
-    parser.add_argument(
-        "--efficiency",
-        type=float,
-        default=MATMUL_EFFICIENCY,
-        help=f"share of the peak that matrix products reach (default {MATMUL_EFFICIENCY})",
-    )
-    parser.add_argument("--alternatives", type=int, default=5, metavar="N", help="other topologies listed (default 5)")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        run, cluster = load_run(options.config, overrides), _cluster(options)
-    except ConfigError as error:
-        print(f"plan_cluster.py: {error}", file=sys.stderr)
-        return 2
+    return run_command(make_parser(), plan, arguments)
+
+
+def plan(options: argparse.Namespace) -> int:
+    """Predict, print, and return whether the run fits, as a status."""
+    run, cluster = load_run(options.config, options.overrides), _cluster(options)
     problem = obstacle(run.step_plan, cluster.devices)
     prediction = None if problem else predict(run.step_plan, cluster)
     others = alternatives(run.step_plan, cluster)[: options.alternatives] if options.alternatives else []
@@ -116,7 +107,7 @@ def _print(
     problem: str | None,
     others: list[tuple[StepPlan, Prediction]],
 ) -> None:
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     parameters = count_parameters(run.model).total
     where = f"{cluster.devices:,} x {options.gpu} ({cluster.nodes} x {cluster.per_node})"
     print(

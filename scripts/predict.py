@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Predict the loss of a model from a fitted law, with an interval and how far that is from what was measured.
 
 Units: --params in parameters, --tokens in tokens, --flops in FLOPs; the loss is in nats per token.
@@ -20,8 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scaling.cli import Parser, parse_count, run_command
-from scaling.errors import ArtifactError, ForecastError
+from configs.cli import Parser, parse_count, run_command
 from scaling.forecast.forecast import Forecast, forecast, task_score
 from scaling.forecast.law_file import compute_of, read_law
 from scaling.forecast.preregistration import register
@@ -29,7 +27,7 @@ from scaling.formatting import nats
 from scaling.tables.table import NATS
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -44,7 +42,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
     add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(words)
+    return parser
 
 
 def show(result: Forecast, law: dict[str, Any]) -> str:
@@ -96,8 +94,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("predict.py", (ArtifactError, ForecastError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,48 @@
-"""Prepare a corpus: text -> byte-level BPE tokenizer -> memory-mapped token shards with a manifest."""
+"""Prepare a corpus: text -> byte-level BPE tokenizer -> memory-mapped token shards with a manifest.
+
+    python scripts/prepare.py configs/runs/tiny.yaml
+    python scripts/prepare.py configs/runs/tiny.yaml --data.source=files --data.files='[books/*.jsonl.xz]'
+    python scripts/prepare.py configs/sweeps/quickstart.yaml --data.vocab_size=4096 --print-config
+
+Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and vocab_size count tokens. An existing
+corpus is found, not prepared again. Of a run file only the data: section is read; of a sweep, the corpora of all its
+runs are prepared.
+"""
 
 import argparse
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
+from configs.cli import Parser, run_command
 from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
-from data.config import DataConfig, DataError
+from data.config import DataConfig
 from data.corpus.contamination import warning
 from data.corpus.tokenizer import expand_data
 from data.loading.batches import Manifest
 from data.loading.mixture import open_mixture
 from train.sweep.expand import load_sweep
 
-EPILOG = """\
-Units: max_bytes and tokenizer_bytes count UTF-8 bytes of text, shard_tokens and vocab_size count tokens.
-
-Examples:
-  python scripts/prepare.py configs/runs/tiny.yaml
-  python scripts/prepare.py configs/runs/tiny.yaml --data.source=files --data.files='[books/*.jsonl.xz]'
-  python scripts/prepare.py configs/sweeps/quickstart.yaml --data.vocab_size=4096 --print-config
-
-An existing corpus is found, not prepared again. Of a run file only the data: section is read; of a sweep, the corpora
-of all its runs are prepared.
-"""
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="prepare.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    """Run the command; return its exit status."""
+    parser = Parser(__doc__, overrides=True)
     parser.add_argument("config", type=Path, metavar="CONFIG", help="a run or sweep YAML with a data: section")
     parser.add_argument("--print-config", action="store_true", help="print the data section as it is used, and stop")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        configs = load_data_configs(options.config, overrides)
-        if options.print_config:
-            for config in configs:
-                print(dump_yaml({"data": asdict(config)}), end="")
-            return 0
-        corpora = [component.corpus for config in configs for component in open_mixture(config).components]
-        for corpus in {corpus.directory: corpus for corpus in corpora}.values():
-            print(summary(corpus.directory, corpus.manifest))
-    except (ConfigError, DataError) as error:
-        print(f"prepare.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare.py: interrupted; the same command goes on after the last whole shard", file=sys.stderr)
-        return 130
-    return 0
+    goes_on = "interrupted; the same command goes on after the last whole shard"
+    return run_command(parser, run, arguments, interrupted=goes_on)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Prepare what the configuration names, and print its figures."""
+    configs = load_data_configs(options.config, options.overrides)
+    if options.print_config:
+        for config in configs:
+            print(dump_yaml({"data": asdict(config)}), end="")
+        return
+    corpora = [component.corpus for config in configs for component in open_mixture(config).components]
+    for corpus in {corpus.directory: corpus for corpus in corpora}.values():
+        print(summary(corpus.directory, corpus.manifest))
 
 
 def load_data_configs(path: Path, overrides: list[str]) -> list[DataConfig]:

@@ -1,6 +1,9 @@
-"""Run one of the studies beside the ladder itself: `python scripts/study.py NAME ...`, or NAME --help.
+"""Run one of the studies beside the ladder itself, or list them.
 
-Each is a command of its own, scripts/studies/NAME.py, whose first line says what question it answers.
+    python scripts/study.py NAME ...
+    python scripts/study.py NAME --help
+
+Each is a command of its own, scripts/studies/NAME.py, whose first line says what question it answers:
 """
 
 import ast
@@ -8,24 +11,22 @@ import runpy
 import sys
 from pathlib import Path
 
+from configs.cli import Parser
+
 STUDIES = {path.stem: path for path in sorted(Path(__file__).with_name("studies").glob("[a-z]*.py"))}
 
 
 def main(arguments: list[str]) -> int:
     """Run the study that the first argument names with those after it; without one, list them all."""
     if arguments and arguments[0] in STUDIES:
-        path = STUDIES[arguments[0]]
-        sys.argv = [str(path), *arguments[1:]]
-        runpy.run_path(str(path), run_name="__main__")
-        return 0
-    asked = not arguments or arguments[0] in ("-h", "--help")
-    if not asked:
-        print(f"study.py: there is no study '{arguments[0]}'; choose one of {', '.join(STUDIES)}", file=sys.stderr)
-        return 2
-    print("usage: study.py NAME ...\n\nThe studies; NAME --help explains each:")
-    for name, path in STUDIES.items():
-        first = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").splitlines()[0]
-        print(f"  {name:15s} {first}")
+        study = runpy.run_path(str(STUDIES[arguments[0]]), run_name=arguments[0])
+        sys.argv[0] = f"study.py {arguments[0]}"
+        return int(study["main"](arguments[1:]))
+    docstrings = (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "" for path in STUDIES.values())
+    listed = [f"    {name:15s} {text.splitlines()[0]}" for name, text in zip(STUDIES, docstrings, strict=True)]
+    parser = Parser("\n".join([__doc__, *listed]))
+    parser.add_argument("study", metavar="NAME", choices=list(STUDIES), help="the study; what follows is for it")
+    parser.parse_args(arguments or ["--help"])
     return 0
 
 

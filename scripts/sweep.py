@@ -1,7 +1,14 @@
-"""Run a ladder of training runs: plan it, spread it over the devices of this machine or of a hostfile, resume it."""
+"""Run a ladder of training runs: plan it, spread it over the devices of this machine or of a hostfile, resume it.
+
+    python scripts/sweep.py configs/sweeps/quickstart.yaml --dry-run
+    python scripts/sweep.py configs/sweeps/quickstart.yaml --axes.seed=[0,1] --parallel_runs=2
+    python scripts/sweep.py configs/sweeps/gpt2.yaml --hostfile=hosts --price_per_device_hour=2.5
+
+A key of the sweep sets the sweep; any other key is one of a run and holds for all runs (--seed=1 --precision=bf16).
+N and D count parameters and tokens, losses are in nats per token, times are of one run from its start to its end.
+"""
 
 import argparse
-import difflib
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from configs.reader import ConfigError, Problem, dump_yaml
+from configs.cli import Parser, run_command
+from configs.reader import dump_yaml
 from configs.run_record import complete_record
-from data.config import DataError
 from model.counts import count_parameters
 from scaling.design.optimal_design import Candidates
 from scaling.design.stopping import StoppingRule, reasons, should_stop
@@ -27,52 +34,23 @@ from train.launch.scheduler import end_of_log, run_sweep
 from train.sweep.expand import load_sweep
 from train.sweep.run import Run, Sweep
 
-EPILOG = """\
-examples:
-  python scripts/sweep.py configs/sweeps/quickstart.yaml --dry-run
-  python scripts/sweep.py configs/sweeps/quickstart.yaml --axes.seed=[0,1] --parallel_runs=2
-  python scripts/sweep.py configs/sweeps/gpt2.yaml --hostfile=hosts --price_per_device_hour=2.5
-
-A key of the sweep sets the sweep; any other key is one of a run and holds for all runs (--seed=1 --precision=bf16).
-N and D count parameters and tokens, losses are in nats per token, times are of one run from its start to its end.
-exit status: 0 all runs complete, 1 some failed, 2 a mistake in the input (nothing was started), 128 + n signal n."""
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="sweep.py",
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = Parser(
+        __doc__, {"0": "all runs complete", "1": "some failed", "128 + n": "ended by signal n"}, overrides=True
     )
     parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="the sweep")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="print the plan and stop")
     mode.add_argument("--status", action="store_true", help="print how far every run is and stop")
     mode.add_argument("--print-config", action="store_true", help="print the sweep's configuration and stop")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        _refuse_misspelled(overrides)
-        return _main(options, load_sweep(options.config, overrides))
-    except (ConfigError, DataError, OSError) as error:
-        print(f"sweep.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sweep.py: interrupted before any run was started", file=sys.stderr)
-        return 130
+    return run_command(parser, run, arguments, interrupted="interrupted before any run was started")
 
 
-def _refuse_misspelled(overrides: Sequence[str]) -> None:
-    """Raise ConfigError for a word that is no override and nearly an option."""
-    for word in overrides:
-        near = difflib.get_close_matches(word, ("--dry-run", "--status", "--print-config"), n=1)
-        if near and "=" not in word:
-            raise ConfigError([Problem("command line", word, f"is not understood; did you mean '{near[0]}'?")])
-
-
-def _main(options: argparse.Namespace, sweep: Sweep) -> int:
+def run(options: argparse.Namespace) -> int:
+    """Plan the sweep, show it, and run what is left of it."""
+    sweep = load_sweep(options.config, options.overrides)
     if options.print_config:
         print(dump_yaml(sweep.config), end="")
         return 0

@@ -1,42 +1,11 @@
-"""How a training run ends: its exit statuses, in one table, and the sentences that go with them."""
+"""How a training run ends: what ends it before its time, and the status and sentence that it ends with."""
 
 import os
 import sys
 from collections.abc import Callable
-from enum import IntEnum
 
-from configs.reader import ConfigError
-
-
-class Status(IntEnum):
-    """Exit status of a training process; the `deepspeed` launcher passes on that of the first rank that failed."""
-
-    COMPLETE = 0
-    CRASHED = 1
-    USER_ERROR = 2
-    DIVERGED = 3
-    NO_CHECKPOINT = 4
-    STOPPED = 5
-    HUNG = 6
-    FOREIGN_RANK = 7
-    OUT_OF_MEMORY = 8
-    DISK_FULL = 9
-    INTERRUPTED = 130
-
-
-DESCRIPTIONS = {
-    Status.COMPLETE: "the run is complete",
-    Status.CRASHED: "an error without a status of its own; see the log, run again",
-    Status.USER_ERROR: "a mistake in the input; nothing was changed",
-    Status.DIVERGED: "the loss stopped being a number, or spikes came back after every rollback",
-    Status.NO_CHECKPOINT: "checkpoints exist but none can be continued from",
-    Status.STOPPED: "asked to end, and saved; run again to continue",
-    Status.HUNG: "a rank was silent for too long; run again to continue",
-    Status.FOREIGN_RANK: "a process of another run joined; nothing was trained",
-    Status.OUT_OF_MEMORY: "the device or the machine has too little memory for the run",
-    Status.DISK_FULL: "a file could not be written; make room, run again to continue",
-    Status.INTERRUPTED: "Ctrl-C before the first step, or twice",
-}
+from configs.cli import Status
+from configs.reader import UserError
 
 NOT_RETRYABLE = (Status.USER_ERROR, Status.DIVERGED, Status.NO_CHECKPOINT, Status.OUT_OF_MEMORY, Status.DISK_FULL)
 """Statuses after which another attempt would end the same way."""
@@ -50,7 +19,7 @@ class RunEnded(RuntimeError):
     """Whether each rank says it; otherwise the first of each machine, since all know the same."""
 
 
-MISTAKES = (ConfigError, ValueError, FileNotFoundError, PermissionError, BlockingIOError)
+MISTAKES = (UserError, ValueError, FileNotFoundError, PermissionError, BlockingIOError)
 """What is raised for a mistake in the input."""
 
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from configs.cli import Status
 from data.loading.mixture import Mixture
 from train.checkpoint import checkpoint
 from train.checkpoint.fragments import without_gradient
@@ -14,7 +15,7 @@ from train.engine.lr_schedule import lr_multiplier
 from train.engine.micro_batches import training_batches
 from train.engine.random_state import seed_all
 from train.engine.validation_loss import Losses, Validation
-from train.exit_codes import RunEnded, Status
+from train.exit_codes import RunEnded
 from train.stability.spike_detector import Kind, Verdict
 from train.stability.spike_guard import RecoveryState, Rollback, SpikeGuard
 from train.supervision.heartbeat import HeartbeatWriter

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Measure how often the intervals hold the truth, over simulated studies.
 
     OMP_NUM_THREADS=1 python scripts/bench/bench_coverage.py --studies 500
@@ -12,11 +11,13 @@ averaging, windows and sensitivity are for.
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Sequence
 
-from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.cli import Parser, make_console, run_command
 from scaling.fit.bootstrap import METHODS
 from scaling.laws import LAWS
 from scaling.validation.coverage import Coverage, coverage, ladder
@@ -33,15 +34,19 @@ def row(grid: Grid, label: str, found: Coverage) -> None:
     grid.add_row(label, found.design, *cells, f"{100 * found.bias:+.2f} %", str(found.failed))
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("--studies", type=int, default=500, help="simulated studies of each kind (default: 500)")
     parser.add_argument("--draws", type=int, default=300, help="bootstrap draws of a study (default: 300)")
     parser.add_argument("--sigma", type=float, default=0.01, help="relative noise (default: 0.01)")
     parser.add_argument("--method", default=METHODS[0], choices=METHODS, help=f"bootstrap (default: {METHODS[0]})")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: 0)")
-    args = parser.parse_args()
+    return run_command(parser, run, words)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Simulate every kind of study, and print a table."""
     law, started = LAWS["chinchilla"], time.perf_counter()
     grid = Grid("law", "design", "E", "A", "B", "alpha", "beta", "mean", "new", "bias", "failed")
     grid.title = f"{args.studies} studies, 90 % intervals, {args.method}, noise {100 * args.sigma:g} %"
@@ -56,10 +61,10 @@ def main() -> None:
         ("chinchilla, fitted with one exponent", law, TRUTH, LAWS["chinchilla_tied"]),
     ):
         row(grid, label, coverage(drawn, truth, ladder(60, False, args.sigma), POINT, model, **settings))
-    console = Console(width=140)
+    console = make_console(140)
     console.print(grid)
     console.print(f"{time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -5,6 +5,8 @@
 - Sampling: tokens a second that `batch` delivers, over those that the smallest model of the ladders trains on in a
   bare loop, which nothing on this machine outruns (a pipeline that is never waited for scores far above 1).
 - Generating: tokens a second of the lexicon of known entropy (data/corpus/grammar.py), over reading tokens from shards.
+
+    python scripts/bench/bench_data.py --megabytes 16 --vocab-size 4096
 """
 
 import argparse
@@ -15,11 +17,11 @@ import time
 from collections.abc import Callable
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
+from configs.cli import Parser, make_console, run_command
 from configs.reader import build
-from data.config import DataConfig, DataError, GrammarConfig
+from data.config import DataConfig, GrammarConfig
 from data.corpus.documents import Tally, documents
 from data.corpus.duplicates import duplicates_of
 from data.corpus.grammar import STRINGS_PER_BLOCK, make_grammar, token_blocks
@@ -38,25 +40,19 @@ GENERATED = 300 * STRINGS_PER_BLOCK  # tokens
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the benchmark and print its table; return the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: python scripts/bench/bench_data.py --megabytes 16 --vocab-size 4096",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    """Run the benchmark and print its table; return the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("--megabytes", type=float, default=16, help="text of pysource to prepare, MB (default 16)")
     parser.add_argument("--vocab-size", type=int, default=1024, help="tokens in the vocabulary (default 1024)")
     parser.add_argument("--repeats", type=int, default=3, help="rounds; the best time counts (default 3)")
-    options = parser.parse_args(arguments)
+    return run_command(parser, run, arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure in a directory of its own, and print."""
     with tempfile.TemporaryDirectory() as directory:
         config = DataConfig(max_bytes=int(options.megabytes * 1e6), vocab_size=options.vocab_size, directory=directory)
-        try:
-            table = measure(config, options.repeats)
-        except DataError as error:
-            print(f"bench_data.py: {error}", file=sys.stderr)
-            return 2
-    Console().print(table)
-    return 0
+        make_console().print(measure(config, options.repeats))
 
 
 def measure(config: DataConfig, repeats: int) -> Table:

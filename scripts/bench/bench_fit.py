@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Time the fitter against a scipy BFGS multi-start of the same objective, in one run on one core.
 
     OMP_NUM_THREADS=1 python scripts/bench/bench_fit.py
@@ -18,14 +17,16 @@ ratios, and how near each came to the best objective. Own timings are the best o
 from __future__ import annotations
 
 import argparse
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import logsumexp
 
+from configs.cli import Parser, run_command
 from scaling.fit.bootstrap import METHODS, bootstrap
 from scaling.fit.estimate import FitProblem, fit, make_problem, minimise, starting_points
 from scaling.laws import LAWS, Array
@@ -106,15 +107,19 @@ def timed(solve: Start, problems: list[tuple[Array, Array]]) -> tuple[float, Arr
     return time.perf_counter() - begin, objectives
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("--table", type=Path, help="table to fit (default: simulated)")
     parser.add_argument("--rows", type=int, default=240, help="rows of the simulated table (default: 240)")
     parser.add_argument("--draws", type=int, default=4000, help="bootstrap draws (default: 4000)")
     parser.add_argument("--scipy-draws", type=int, default=40, help="draws that scipy is timed on (default: 40)")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of own timings; the least counts (default: 3)")
-    args = parser.parse_args()
+    return run_command(parser, run, words)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Time everything in turn, and print it."""
     table = read_table(args.table) if args.table else simulated(args.rows)
     law = LAWS["chinchilla"]
     problem = make_problem(law, table)
@@ -152,4 +157,4 @@ def _near(objectives: Array, best: float) -> int:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,11 @@ A ladder of small models is trained on the Python sources of this machine. Bands
 larger models: healthy ones, where both must stay silent, and ones with a fault. The delay is in optimizer steps from
 the fault to the first alert. Bands are judged as if every --log_every-th step had been logged, once by the loss of that
 step alone and once by the mean since the row before.
+
+    OMP_NUM_THREADS=1 python scripts/bench/bench_monitor.py --seeds 3
+
+'end' is the loss of the last 20 steps against the middle of the band. A guard that never speaks counts as speaking at
+the last step. 'frozen' counts runs with parameters that no gradient has reached.
 """
 
 import argparse
@@ -18,9 +23,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from configs.cli import Parser, make_console, run_command
 from configs.curve_band import BAND, CurveBand
-from configs.reader import ConfigError
-from data.config import DataConfig, DataError
+from data.config import DataConfig
 from data.loading.mixture import Mixture, open_mixture
 from model.counts import count_parameters
 from scaling.laws import Array
@@ -211,26 +216,19 @@ def _alerts(found: Sequence[int | None], begin: int) -> tuple[str, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its table; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog="Example: OMP_NUM_THREADS=1 python scripts/bench/bench_monitor.py --seeds 3\n"
-        "'end' is the loss of the last 20 steps against the middle of the band. A guard that never speaks counts as\n"
-        "speaking at the last step. 'frozen' counts runs with parameters that no gradient has reached.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(__doc__)
     parser.add_argument("--steps", type=int, default=500, help="optimizer steps of the targets (default 500)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each size and fault (default 3)")
     parser.add_argument("--log_every", type=int, default=10, help="steps between rows (default 10)")
     parser.add_argument("--work", type=Path, default=Path("runs/bench-monitor"), help="where the corpus goes")
-    options = parser.parse_args(arguments)
+    return run_command(parser, run, arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Train, measure, print."""
     options.work.mkdir(parents=True, exist_ok=True)
-    console = Console(width=150)
-    try:
-        console.print(measure(options.work, options.steps, options.seeds, options.log_every, console))
-    except (ConfigError, DataError) as error:
-        print(f"bench_monitor.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    console = make_console(150)
+    console.print(measure(options.work, options.steps, options.seeds, options.log_every, console))
 
 
 if __name__ == "__main__":

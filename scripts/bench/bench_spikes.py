@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Score the spike guard against published rules, on synthetic loss curves and on recorded ones.
 
     OMP_NUM_THREADS=1 python scripts/bench/bench_spikes.py                         # 48 curves of seeds nobody tuned on
@@ -18,15 +17,16 @@ from __future__ import annotations
 
 import argparse
 import glob
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.cli import Parser, make_console, run_command
 from configs.metrics_rows import read_rows
 from train.config import SpikeConfig
 from train.stability.spike_detector import Kind, SpikeState, detect_spike
@@ -324,14 +324,18 @@ def table(title: str, curves: list[RecordedCurve]) -> Grid:
     return grid
 
 
-def main() -> None:
-    """Entry point."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the benchmark; return the exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("metrics", nargs="*", type=Path, help="recorded curves (default: runs/*/*/metrics.jsonl)")
     parser.add_argument("--curves", type=int, default=48, help="synthetic curves, half of them spiked (default: 48)")
     parser.add_argument("--tune", action="store_true", help="score the curves that thresholds may be chosen on")
-    args = parser.parse_args()
-    console = Console(width=150)
+    return run_command(parser, run, words)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score every rule on every set of curves, and print the tables."""
+    console = make_console(150)
     seed = TUNING_SEEDS if args.tune else TEST_SEEDS
     synthetic = curves_of(seed, args.curves)
     steps = sum(len(curve.loss) for curve in synthetic)
@@ -347,4 +351,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

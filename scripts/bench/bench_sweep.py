@@ -1,4 +1,10 @@
-"""Time a sweep of small models on warm workers and with one launch per run, in turns, and compare their losses."""
+"""Time a sweep of small models on warm workers and with one launch per run, in turns, and compare their losses.
+
+    python scripts/bench/bench_sweep.py configs/sweeps/quickstart.yaml --points=[] --train.tokens=51_200 --rounds 2
+
+Every other argument is a key of the sweep or of its runs, as in sweep.py. The ratio is the median over rounds of
+(seconds with one launch per run / seconds on warm workers) in the same round.
+"""
 
 import argparse
 import contextlib
@@ -12,8 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from configs.cli import Parser, run_command
 from configs.metrics_rows import METRICS, read_rows
-from configs.reader import ConfigError
 from configs.run_record import complete_record
 from train.launch.devices import find_devices, require_devices
 from train.launch.plan import make_plan
@@ -22,14 +28,6 @@ from train.sweep.corpora import prepare_corpora
 from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
 from train.telemetry.record import device_name
-
-EPILOG = """\
-example:
-  python scripts/bench/bench_sweep.py configs/sweeps/quickstart.yaml --points=[] --train.tokens=51_200 --rounds 2
-
-Every other argument is a key of the sweep or of its runs, as in sweep.py. The ratio is the median over rounds of
-(seconds with one launch per run / seconds on warm workers) in the same round.
-exit status: 0 all losses are identical, 1 they are not or a run failed, 2 a mistake in the input."""
 
 MODES = {"one launch per run": 1, "warm workers": None}
 """Name -> runs_per_launch."""
@@ -56,23 +54,18 @@ def _losses(run_dir: Path) -> list[tuple[float, ...]] | None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print a table; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, {"0": "all losses are identical", "1": "they are not, or a run failed"}, overrides=True)
     parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="the sweep")
     parser.add_argument("--rounds", type=int, default=2, help="times that each way is timed")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        sweep = load_sweep(options.config, [*overrides, "--wandb.mode=disabled"])
-        devices = find_devices(sweep.config)
-        require_devices(sweep, devices)
-        prepare_corpora(sweep.runs)
-    except (ConfigError, OSError) as error:
-        print(f"bench_sweep.py: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, run, arguments)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Time both ways in turns, and print a table; return the exit status."""
+    sweep = load_sweep(options.config, [*options.overrides, "--wandb.mode=disabled"])
+    devices = find_devices(sweep.config)
+    require_devices(sweep, devices)
+    prepare_corpora(sweep.runs)
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
     measured = []
     for _ in range(options.rounds):

@@ -3,6 +3,24 @@
 Every contender is a process of its own that pauses before a step until it is its turn. On a CPU all of them are
 started and take turns of a few steps, so that the noise of the machine falls on all alike. On a GPU they come one
 after the other, so that each has the device and its memory for itself.
+
+    python scripts/bench/bench_train.py                              # the table of docs/performance.md for this machine
+    python scripts/bench/bench_train.py --models gpt3-1.3b:8x2048 --precisions bf16 --compile --vocab 50304
+    python scripts/bench/bench_train.py --models 4x128x4:16x256 --contenders two-runs two-ranks
+    DS_ACCELERATOR=cpu python scripts/bench/bench_train.py                 # leave the GPU alone
+
+contenders:
+  trainer              the loop that scripts/pretrain.py runs: DeepSpeed, data, clipping, logging every 10 steps
+  bare                 the same model and fused AdamW in a plain loop; in bf16 with fp32 master weights, as DeepSpeed's
+  reference            a GPT-2 and its loop, written as nanoGPT's are: autocast, whole logits, AdamW fused on GPUs alone
+  reference-compiled   the same under torch.compile, whatever --compile says
+  two-ranks            the trainer on two data-parallel ranks, with half of the threads and one batch each
+  two-runs             two trainers that know nothing of each other, otherwise alike
+
+Bare loops get their batches ready-made. tokens/s is the median over turns; FLOP/s counts attention and head, without
+a discount for the causal mask; MFU is against the device's dense bf16 peak. "first / it" is the median over turns of
+the speed of the first contender over this one's, with the quartiles. GiB is the most that PyTorch had allocated on a
+GPU, beside what train/cost/memory.py plans for it.
 """
 
 import argparse
@@ -26,7 +44,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from configs.reader import ConfigError, build
+from configs.cli import Parser, run_command
+from configs.reader import build
 from data.loading.mixture import open_mixture
 from model.config import ModelConfig
 from model.init import initialise
@@ -41,26 +60,6 @@ from train.engine.micro_batches import training_batches
 from train.engine.optimizer import adamw
 from train.run import run_job
 from train.telemetry.record import device_name, peak_flops
-
-EPILOG = """\
-examples:
-  python scripts/bench/bench_train.py                              # the table of docs/performance.md for this machine
-  python scripts/bench/bench_train.py --models gpt3-1.3b:8x2048 --precisions bf16 --compile --vocab 50304
-  python scripts/bench/bench_train.py --models 4x128x4:16x256 --contenders two-runs two-ranks
-  DS_ACCELERATOR=cpu python scripts/bench/bench_train.py                 # leave the GPU alone
-
-contenders:
-  trainer              the loop that scripts/pretrain.py runs: DeepSpeed, data, clipping, logging every 10 steps
-  bare                 the same model and fused AdamW in a plain loop; in bf16 with fp32 master weights, as DeepSpeed's
-  reference            a GPT-2 and its loop, written as nanoGPT's are: autocast, whole logits, AdamW fused on GPUs alone
-  reference-compiled   the same under torch.compile, whatever --compile says
-  two-ranks            the trainer on two data-parallel ranks, with half of the threads and one batch each
-  two-runs             two trainers that know nothing of each other, otherwise alike
-
-Bare loops get their batches ready-made. tokens/s is the median over turns; FLOP/s counts attention and head, without
-a discount for the causal mask; MFU is against the device's dense bf16 peak. "first / it" is the median over turns of
-the speed of the first contender over this one's, with the quartiles. GiB is the most that PyTorch had allocated on a
-GPU, beside what train/cost/memory.py plans for it."""
 
 LOG_EVERY = 10
 
@@ -378,7 +377,7 @@ def parse_model(text: str, batch: str) -> tuple[dict[str, Any], int, int]:
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark and print its table; return the exit status."""
     gpu = uses_gpu()
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawTextHelpFormatter)
+    parser = Parser(__doc__, {"1": "a speed could not be measured"})
     models = ["gpt2:64x1024", "gpt2-medium:32x1024", "gpt3-1.3b:8x2048"] if gpu else ["4x64x4", "4x128x4", "4x256x8"]
     parser.add_argument(
         "--models", nargs="+", default=models, metavar="MODEL[:BATCHxTOKENS]", help="sizes, or LAYERSxWIDTHxHEADS"
@@ -394,8 +393,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=7, help="timed turns")
     parser.add_argument("--steps", type=int, default=20 if gpu else 3, help="steps per turn")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)), help="CPU threads per contender")
-    options = parser.parse_args(arguments)
+    return run_command(parser, run, arguments, (ValueError, RuntimeError))
 
+
+def run(options: argparse.Namespace) -> int:
+    """Print the table, a row for each contender as it is done; return the exit status."""
     versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "deepspeed"))
     print(f"{device_name()}, {options.threads} threads, {versions}")
     print(
@@ -404,36 +406,32 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"{options.turns} turns of {options.steps} steps\n")
     print(f"| model | precision | contender | tokens/s | FLOP/s | MFU | {options.contenders[0]} / it | GiB | planned |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
-    try:
-        for text in options.models:
-            keys, batch, sequence = parse_model(text, options.batch)
-            for precision in options.precisions:
-                tree: dict[str, Any] = {
-                    "precision": precision,
-                    "model": {**keys, "style": options.style, "vocab_size": options.vocab},
-                    "data": {"vocab_size": options.vocab},
-                    "train": {
-                        "sequence_length": sequence,
-                        "global_batch_size": batch,
-                        "micro_batch_size": batch,
-                        "steps": 10**6,
-                        "compile": options.compile,
-                    },
-                    "optimizer": {"lr": 3e-4},
-                    "parallel": {"zero_stage": options.zero},
-                    "log_every": LOG_EVERY,
-                    "watchdog": {"step_timeout": 3600.0},  # a contender that waits for its turn is not stuck
-                    "wandb": {"mode": "disabled"},
-                }
-                open_mixture(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)
-                finished = measure(options.contenders, tree, options.turns, options.steps, options.threads)
-                for row in rows(text, precision, finished):
-                    print(row, flush=True)
-                if not all(math.isfinite(speed) for speed in finished[0].speeds):
-                    return 1
-    except (ConfigError, ValueError, RuntimeError) as error:
-        print(f"bench_train.py: {error}", file=sys.stderr)
-        return 2
+    for text in options.models:
+        keys, batch, sequence = parse_model(text, options.batch)
+        for precision in options.precisions:
+            tree: dict[str, Any] = {
+                "precision": precision,
+                "model": {**keys, "style": options.style, "vocab_size": options.vocab},
+                "data": {"vocab_size": options.vocab},
+                "train": {
+                    "sequence_length": sequence,
+                    "global_batch_size": batch,
+                    "micro_batch_size": batch,
+                    "steps": 10**6,
+                    "compile": options.compile,
+                },
+                "optimizer": {"lr": 3e-4},
+                "parallel": {"zero_stage": options.zero},
+                "log_every": LOG_EVERY,
+                "watchdog": {"step_timeout": 3600.0},  # a contender that waits for its turn is not stuck
+                "wandb": {"mode": "disabled"},
+            }
+            open_mixture(build(RunConfig, tree, "command line", expand=expand_run).data, progress=False)
+            finished = measure(options.contenders, tree, options.turns, options.steps, options.threads)
+            for row in rows(text, precision, finished):
+                print(row, flush=True)
+            if not all(math.isfinite(speed) for speed in finished[0].speeds):
+                return 1
     return 0
 
 

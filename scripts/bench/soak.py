@@ -3,6 +3,12 @@
 A round begins with an empty directory and launches the sweep again and again. Faults strike while it runs and damage is
 done between two launches, until the round has had its share; then the sweep is left to finish, and what it measured is
 compared with the undisturbed sweep: records, metrics, events, and checksums of the last checkpoints.
+
+    python scripts/bench/soak.py --minutes 10
+    python scripts/bench/soak.py my-sweep.yaml --minutes 60 --faults 20 --seed 3 --out runs/my-soak
+
+Every other argument is a key of the sweep or of its runs, as in sweep.py. The seed decides which faults come, in which
+order and after how long; what they meet depends on the machine. OUT holds the sweeps and soak.json.
 """
 
 import argparse
@@ -27,23 +33,14 @@ from typing import Any
 
 import psutil
 
+from configs.cli import Parser, run_command
 from configs.metrics_rows import METRICS, read_rows
-from configs.reader import ConfigError
 from configs.run_record import complete_record
 from data.files import write_json
 from train.checkpoint.manifest import damage, newest_first, read_manifest, step_of
 from train.supervision.processes import processes_of
 from train.sweep.expand import load_sweep
 from train.sweep.run import Run, Sweep
-
-EPILOG = """\
-examples:
-  python scripts/bench/soak.py --minutes 10
-  python scripts/bench/soak.py my-sweep.yaml --minutes 60 --faults 20 --seed 3 --out runs/my-soak
-
-Every other argument is a key of the sweep or of its runs, as in sweep.py. The seed decides which faults come, in which
-order and after how long; what they meet depends on the machine. OUT holds the sweeps and soak.json.
-exit status: 0 every round ended like the undisturbed sweep, 1 one did not, 2 a mistake in the input."""
 
 SWEEP = Path(__file__).resolve().parents[1] / "sweep.py"
 LADDER = SWEEP.parent.parent / "configs/sweeps/studies/soak.yaml"
@@ -430,34 +427,29 @@ def table(soak: Soak) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the soak; return the exit status."""
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = Parser(__doc__, {"0": "each round ended like the undisturbed sweep", "1": "one did not"}, overrides=True)
     parser.add_argument("config", type=Path, nargs="?", default=LADDER, metavar="SWEEP.yaml", help="the sweep")
     parser.add_argument("--minutes", type=float, default=10.0, help="begin rounds for so long (default: %(default)g)")
     parser.add_argument("--faults", type=int, default=10, help="of each round (default: %(default)s)")
     parser.add_argument("--pause", type=float, default=8.0, help="seconds between faults, on average")
     parser.add_argument("--seed", type=int, default=0, help="decides the faults")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), help="an empty directory")
-    options, overrides = parser.parse_known_args(arguments)
-    try:
-        options.out.mkdir(parents=True, exist_ok=True)
-        if any(options.out.iterdir()):
-            raise FileExistsError(f"{options.out} is not empty; give another directory by --out")
-        with silent_server() as silent:
-            connections = {
-                "W&B's server refuses": wandb_online(NOBODY),
-                "W&B's server hangs up": wandb_online(silent),
-                "W&B offline": {"WANDB_MODE": "offline"},
-            }
-            draw = random.Random(options.seed)
-            return _soak(Soak(options.config, overrides, options.out, draw, options.pause, connections), options)
-    except (ConfigError, OSError, RuntimeError) as error:
-        print(f"soak.py: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, run, arguments, (RuntimeError,))
+
+
+def run(options: argparse.Namespace) -> int:
+    """Begin with an empty directory, a server that hangs up, and a seed."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    if any(options.out.iterdir()):
+        raise FileExistsError(f"{options.out} is not empty; give another directory by --out")
+    with silent_server() as silent:
+        connections = {
+            "W&B's server refuses": wandb_online(NOBODY),
+            "W&B's server hangs up": wandb_online(silent),
+            "W&B offline": {"WANDB_MODE": "offline"},
+        }
+        draw = random.Random(options.seed)
+        return _soak(Soak(options.config, options.overrides, options.out, draw, options.pause, connections), options)
 
 
 def _soak(soak: Soak, options: argparse.Namespace) -> int:

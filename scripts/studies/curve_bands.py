@@ -11,11 +11,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from configs.cli import Parser, run_command
 from configs.curve_band import BAND, CurveBand
-from configs.reader import ConfigError
 from configs.run_record import complete_record
 from model.counts import count_parameters
-from scaling.cli import Parser, run_command
 from scaling.errors import FitError
 from scaling.studies.curve_bands import band
 from scaling.tables.curves import Curve, read_curves
@@ -28,8 +27,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
     parser = Parser(__doc__)
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="one directory a run")
-    options = parser.parse_args(words)
-    return run_command("band.py", (FitError, ConfigError), lambda: renew(options.runs_dir))
+    return run_command(parser, lambda options: renew(options.runs_dir), words)
 
 
 def renew(runs_dir: Path) -> None:

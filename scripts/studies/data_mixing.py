@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Predict the best mixture of texts for a large model from small runs on several mixtures.
 
 A mixing law (Ye et al. 2024, arXiv 2403.16952) is fitted to the losses on each text, carried on from the small sizes to
@@ -20,9 +19,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from configs.cli import Parser, make_console, numbers, parse_count, run_command
 from data.files import write_bytes, write_json
-from scaling.cli import Parser, parse_count, run_command
-from scaling.errors import MixingError, TableError
+from scaling.errors import MixingError
 from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import count, percent
 from scaling.report.plot_style import png
@@ -41,33 +40,25 @@ from scaling.studies.data_mixing import (
 LEVEL = 0.9
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("runs", metavar="RUNS_DIR", type=Path, help="the runs of a sweep over weights of data.mixture and sizes")
     add("--params", type=parse_count, metavar="N", help="the size that is predicted (default: the largest in RUNS_DIR)")
     add("--target", nargs="+", default=[], metavar="NAME=WEIGHT", help="the loss to make small (default: all alike)")
-    return parser.parse_args(words)
-
-
-def weights(items: Sequence[str]) -> dict[str, float]:
-    """NAME=WEIGHT items as a dictionary. Raises MixingError."""
-    try:
-        return {name: float(value) for name, value in (item.split("=", 1) for item in items)}
-    except ValueError:
-        raise MixingError(f"--target {' '.join(items)}: write NAME=WEIGHT, as in prose=0.5") from None
+    return parser
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, fit, predict, compare, write."""
     found = read_mixtures(args.runs)
-    target = target_of(found.names, weights(args.target))
+    target = target_of(found.names, numbers(args.target, "--target"))
     N = float(found.N.max()) if args.params is None else args.params
     small, checks = found.select(found.N < N), found.select(np.isclose(found.N, N))
     prediction = forecast(small, N, target)
     draws = bootstrap(small, N, target)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     show_sizes(small, target, console)
     show_best(found.names, prediction, draws, console)
     if checks.runs:
@@ -165,8 +156,7 @@ def show_checks(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("mix.py", (TableError, MixingError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Compare designs of a sweep: FLOPs spent, and error and interval of the prediction of runs of ten times the compute.
 
     python scripts/study.py designs runs/known-entropy --cooldown 0.3
@@ -20,10 +19,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.cli import Parser, make_console, numbers, run_command
 from data.files import require_writable, write_bytes, write_json
-from scaling.cli import Parser, fixed_parameters, run_command
 from scaling.design.compare_designs import ENOUGH, REACH, Outcome, cheapest, compare, split
-from scaling.errors import ArtifactError, FitError, TableError
+from scaling.errors import FitError
 from scaling.fit.bootstrap import DRAWS, LEVEL
 from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import flops, percent
@@ -32,20 +31,12 @@ from scaling.tables.read import read_table
 from scaling.tables.table import N_DEFINITIONS
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
     add("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs, as for fit.py")
-    add(
-        "--fix",
-        "--pin",
-        dest="fix",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="fix a parameter, as in --fix E=1.767",
-    )
+    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.767")
     add("--reach", type=float, default=REACH, help=f"compute of predicted over fitted runs (default: {REACH:g})")
     add("--cooldown", type=float, help="also price the factorial as trunks with branches that cool down for this part")
     add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
@@ -54,7 +45,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
     add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
     add("--out", type=Path, help="directory for designs.json and designs.png")
-    return parser.parse_args(words)
+    return parser
 
 
 def show(outcomes: list[Outcome], target_flops: float, level: float, console: Console) -> None:
@@ -92,9 +83,9 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_writable(args.out)
     table = read_table(args.source).redefine(args.n_definition, args.c_definition)
-    outcomes = compare(table, fixed_parameters(args.fix), args.reach, args.cooldown, args.draws, args.level, args.seed)
+    outcomes = compare(table, numbers(args.fix, "--fix"), args.reach, args.cooldown, args.draws, args.level, args.seed)
     target_flops = float(split(table, args.reach)[1].columns["C"].max())
-    console = Console(width=None if sys.stdout.isatty() else 180)
+    console = make_console(180)
     show(outcomes, target_flops, args.level, console)
     if args.out is not None:
         from scaling.report.plot_style import png  # matplotlib is slow to import and not needed before
@@ -102,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
 
         content = {
             "table_sha256": table.sha256,
-            "pinned": fixed_parameters(args.fix),
+            "pinned": numbers(args.fix, "--fix"),
             "designs": [asdict(o) for o in outcomes],
         }
         write_json(args.out / "designs.json", to_jsonable(content))
@@ -112,8 +103,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("designs.py", (TableError, FitError, ArtifactError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Hold a sweep on a generated lexicon against what is known of it: L - E of every run, and the exponents.
 
     python scripts/study.py known_entropy runs/known-entropy --out fits/known-entropy.png
@@ -24,11 +23,10 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table as Grid
 
-from configs.reader import ConfigError
+from configs.cli import Parser, make_console, run_command
 from data.corpus.grammar import Grammar, exponent_of_speller, make_grammar
 from data.files import require_writable, write_bytes
-from scaling.cli import Parser, run_command
-from scaling.errors import ArtifactError, TableError
+from scaling.errors import TableError
 from scaling.formatting import count
 from scaling.report.plot_style import LAW, SECOND, Scale, figure, log_axis, png, span
 from scaling.tables.read import read_table
@@ -38,7 +36,7 @@ from train.config import RunConfig, load_run
 from train.sweep.expand import load_sweep
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     parser.add_argument("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs on a lexicon")
@@ -46,7 +44,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
         "--config", type=Path, metavar="SWEEP.yaml", help="the sweep of a TABLE, which names its lexicon"
     )
     parser.add_argument("--out", type=Path, metavar="PNG", help="picture to write")
-    return parser.parse_args(words)
+    return parser
 
 
 def lexicon(source: Path, sweep: Path | None) -> Grammar:
@@ -159,15 +157,14 @@ def run(args: argparse.Namespace) -> None:
     if (table.columns["loss"] <= rate).any():
         raise TableError(f"{args.source}: a loss is below the entropy rate {rate}, which no model can reach")
     by = {variable: steps(table, grammar, variable) for variable in ("N", "D")}
-    show(table, by, grammar, Console(width=None if sys.stdout.isatty() else 120))
+    show(table, by, grammar, make_console())
     if args.out is not None:
         write_bytes(args.out, png(draw(table, by, grammar)))
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("known_entropy.py", (TableError, ConfigError, ArtifactError, ValueError), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

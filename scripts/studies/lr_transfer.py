@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Show how far the best learning rate moves when models grow, with and without muP or CompleteP.
 
     python scripts/sweep.py configs/sweeps/studies/lr_transfer.yaml
@@ -14,12 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
+from configs.cli import Parser, make_console, run_command
 from data.files import write_bytes
-from scaling.cli import Parser, run_command
-from scaling.errors import TableError
 from scaling.report.plot_style import png
 from scaling.report.plots_lr_transfer import picture
 from scaling.studies.lr_transfer import SIZES, Scan, Transfer, read_scans, transfers
@@ -30,15 +27,14 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = Parser(__doc__)
     parser.add_argument("runs_dir", type=Path, metavar="RUNS_DIR", help="one directory a run")
     parser.add_argument("--size", default="d_model", choices=list(SIZES), help="what grows (default: d_model)")
-    args = parser.parse_args(words)
-    return run_command("lr_transfer.py", (TableError,), lambda: run(args.runs_dir, args.size))
+    return run_command(parser, lambda args: run(args.runs_dir, args.size), words)
 
 
 def run(runs_dir: Path, size: str) -> None:
     """Read, print, draw. Raises TableError."""
     scans = read_scans(runs_dir, size)
     found = transfers(scans)
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     console.print(losses(scans, size))
     console.print(summary(found, size))
     out = runs_dir / "lr_transfer.png"

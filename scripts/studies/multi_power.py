@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Fit a law for whole loss curves under any learning-rate schedule, and predict curves under other schedules.
 
     python scripts/study.py multi_power --fit runs/a runs/b --predict runs/c --out fits/curves
@@ -23,8 +22,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.cli import Parser, make_console, run_command
 from data.files import write_bytes, write_json
-from scaling.cli import Parser, run_command
 from scaling.errors import CurveError
 from scaling.forecast.law_file import to_jsonable
 from scaling.formatting import significant, symbol
@@ -33,7 +32,7 @@ from scaling.report.plots_multi_power import predictions
 from scaling.studies.multi_power import UNITS, CurveLaw, Score, fit_curves, read_curve, score
 
 
-def arguments(words: Sequence[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(__doc__)
     add = parser.add_argument
@@ -41,7 +40,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     add("--predict", nargs="*", default=[], type=Path, metavar="CURVE", help="curves to predict and score")
     add("--out", type=Path, help="where curves.json and curves.png go (default: nowhere)")
     add("--json", action="store_true", help="print one JSON object")
-    return parser.parse_args(words)
+    return parser
 
 
 def show(law: CurveLaw, scores: list[Score], console: Console) -> None:
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
     answer |= {"objective": law.objective, "finalists": law.finalists, "finalists_agreeing": law.finalists_agreeing}
     answer["boundary"] = law.boundary
     answer["curves"] = [asdict(s) for s in scores]
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = make_console()
     if args.json:
         print(json.dumps(to_jsonable(answer)))
     else:
@@ -92,8 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    args = arguments(words)
-    return run_command("curves.py", (CurveError,), lambda: run(args))
+    return run_command(make_parser(), run, words)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,11 @@
 """Losses of n-gram models (interpolated Kneser-Ney, orders 1 to 5) on the tokens that runs are evaluated on.
 
 For a directory of runs, the losses go to RUNS_DIR/baselines.json, and reports of fits show them. For a corpus, they are
-printed. What was counted once is kept in the corpus's directory.
+printed. What was counted once is kept in the corpus's directory. Losses are in nats per token; bits per byte compare
+across tokenizers.
+
+    python scripts/study.py ngram runs/quickstart
+    python scripts/study.py ngram corpora/pysource-0123456789ab --sequence-length 64
 """
 
 import argparse
@@ -12,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from configs.reader import ConfigError
+from configs.cli import Parser, run_command
 from configs.run_record import RECORD, read_record
 from data.config import DataError
 from data.corpus.shards import Corpus, open_corpus
@@ -22,42 +26,31 @@ from data.loading.mixture import open_mixture
 from evaluation.ngram import ORDER, Baseline, baselines
 from train.config import EvalConfig, load_run
 
-EPILOG = """\
-Losses are in nats per token; bits per byte compare across tokenizers.
-
-Examples:
-  python scripts/study.py ngram runs/quickstart
-  python scripts/study.py ngram corpora/pysource-0123456789ab --sequence-length 64
-"""
-
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="ngram.py", description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    """Run the command; return its exit status."""
+    parser = Parser(__doc__)
     parser.add_argument("source", metavar="RUNS_DIR|CORPUS", type=Path, help="runs to compare with, or a corpus")
     parser.add_argument("--order", type=int, default=ORDER, help=f"highest order (default: {ORDER})")
     parser.add_argument("--sequence-length", type=int, default=64, help="of a CORPUS: tokens per window (default: 64)")
     tokens = EvalConfig.tokens
     parser.add_argument("--tokens", type=int, default=tokens, help=f"of a CORPUS: evaluated (default: {tokens:,})")
-    options = parser.parse_args(arguments)
-    try:
-        if options.order < 1:
-            raise DataError(f"--order {options.order} must be at least 1")
-        if (options.source / "manifest.json").is_file():
-            found = measure(open_corpus(options.source), options.sequence_length, options.tokens, options.order)
-        else:
-            found = for_runs(options.source, options.order)
-            write_json(options.source / "baselines.json", {"baselines": [asdict(baseline) for baseline in found]})
-    except (ConfigError, DataError) as error:
-        print(f"ngram.py: {error}", file=sys.stderr)
-        return 2
+    return run_command(parser, run, arguments)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, write, print."""
+    if options.order < 1:
+        raise DataError(f"--order {options.order} must be at least 1")
+    if (options.source / "manifest.json").is_file():
+        found = measure(open_corpus(options.source), options.sequence_length, options.tokens, options.order)
+    else:
+        found = for_runs(options.source, options.order)
+        write_json(options.source / "baselines.json", {"baselines": [asdict(baseline) for baseline in found]})
     table = Table("model", "loss (nats per token)", "bits per byte")
     for baseline in found:
         table.add_row(baseline.name, f"{baseline.loss:.4f}", f"{baseline.bits_per_byte:.4f}")
     Console().print(table)
-    return 0
 
 
 def measure(corpus: Corpus, sequence_length: int, tokens: int, order: int) -> list[Baseline]:

@@ -91,6 +91,14 @@ def test_traps_of_yaml(tmp_path: Path, text: str, message: str) -> None:
     assert message in str(caught.value)
 
 
+def test_every_value_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read(tmp_path, "rate: .nan\nseed: .inf\nseed: 1\n2: 3")
+    assert [problem.message.partition(":")[0] for problem in caught.value.problems] == [
+        f"line {n}" for n in (1, 2, 3, 4)
+    ]
+
+
 def test_extends_merges_and_blames_the_right_file(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text("seed: 3\ninner: {width: 4, kind: constnt}")
     with pytest.raises(ConfigError, match=r"base\.yaml: inner\.kind"):

@@ -73,7 +73,8 @@ def test_a_sweep_prepares_every_corpus_of_its_runs(capsys):
         (["run.yaml", "vocab"], "is not understood; overrides look like"),
     ],
 )
-def test_a_mistake_is_one_sentence_and_exit_code_2(run_file, capsys, arguments, sentence):
+def test_a_mistake_is_one_sentence_and_exit_code_2(run_file, capsys, monkeypatch, arguments, sentence):
+    monkeypatch.setattr(sys, "argv", ["scripts/prepare.py"])
     Path("empty.yaml").write_text("seed: 0\n")
     assert script("prepare").main(arguments) == 2
     captured = capsys.readouterr()

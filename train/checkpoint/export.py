@@ -16,7 +16,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from configs.reader import dump_yaml
+from configs.reader import UserError, dump_yaml
 from configs.run_record import RECORD, RecordError, read_record
 from data.config import DataError
 from data.corpus.prepare import prepare
@@ -29,7 +29,7 @@ from train.checkpoint.state_files import Weights, read_weights
 from train.config import RunConfig, load_run
 
 
-class ExportError(ValueError):
+class ExportError(UserError):
     """Nothing can be exported from, or to, where the user said."""
 
 

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from configs.cli import Status
 from data.files import rename, sha256, tree_hash, write_json
-from train.exit_codes import RunEnded, Status
+from train.exit_codes import RunEnded
 
 MANIFEST = "manifest.json"
 STEP, QUARANTINE = "step-", "quarantine-"

@@ -14,8 +14,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
+from configs.cli import Status
 from train.distributed.topology import Topology
-from train.exit_codes import RunEnded, Status
+from train.exit_codes import RunEnded
 
 _DIGEST, _WORDS = 32, 480
 """Bytes of a card: a checksum of everything that must agree, and words for the message."""

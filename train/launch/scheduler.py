@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 
+from configs.cli import DESCRIPTIONS, Status
 from configs.run_record import RunRecord, complete_record
 from data.files import only_process, require_writable
 from train.checkpoint.branching import branch_point
 from train.checkpoint.stored_config import require_unchanged, store_config
 from train.distributed.ports import reserve_port
-from train.exit_codes import DESCRIPTIONS, NOT_RETRYABLE, Status
+from train.exit_codes import NOT_RETRYABLE
 from train.launch.devices import Pool, Slot
 from train.launch.display import SweepProgress
 from train.launch.events import last_failures, last_meaningful_lines, note_event

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
+from configs.cli import Status
 from configs.reader import check
 from train.config import StepPlan
 from train.distributed.topology import uses_gpu
-from train.exit_codes import RunEnded, Status
+from train.exit_codes import RunEnded
 
 _NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "std::bad_alloc")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -15,8 +15,9 @@ from typing import Self
 import torch
 import torch.distributed as dist
 
+from configs.cli import Status
 from train.distributed.topology import Topology
-from train.exit_codes import RunEnded, Status
+from train.exit_codes import RunEnded
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """SIGUSR1 is what Slurm's `--signal=USR1@120` sends."""

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 
-from train.exit_codes import Status
+from configs.cli import Status
 from train.supervision.heartbeat import HeartbeatReader, hung_ranks
 
 _SECONDS = 1.0

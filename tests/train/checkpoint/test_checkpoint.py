@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 
+from configs.cli import Status
 from data.files import tree_hash
 from model.init import initialise
 from model.transformer import GPT, parameter_shapes
@@ -31,7 +32,6 @@ from train.checkpoint.state_files import StateReader, read_weights
 from train.config import RunConfig, load_run
 from train.distributed.topology import Topology
 from train.engine.optimizer import adamw
-from train.exit_codes import Status
 from train.supervision.failures import LossScaleFloor, known_failures
 
 ALONE = Topology(rank=0, world_size=1, local_rank=0, pipeline_stages=1)

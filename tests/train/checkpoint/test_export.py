@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from configs.cli import Status
 from configs.reader import build
 from data.corpus import tokenizer as tokenizers
 from data.corpus.shards import open_corpus
@@ -16,7 +17,7 @@ from data.loading.batches import validation_windows
 from model.config import ModelConfig, expand_model
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
 from model.transformer import GPT
-from scripts.export import LEFT_OUT, USER_ERROR, main
+from scripts.export import LEFT_OUT, main
 from tests.conftest import read_record, run_ranks
 from train.config import load_run
 
@@ -234,7 +235,7 @@ class TestMixedRun:
         self, arguments: list[str], says: str, mixed_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         filled = [word.format(run=mixed_run, new=tmp_path / "new") for word in arguments]
-        assert main(filled) == USER_ERROR
+        assert main(filled) == Status.USER_ERROR
         complaint = capsys.readouterr().err
         assert says in complaint
         assert complaint.count("\n") == 1
@@ -253,6 +254,6 @@ class TestMixedRun:
     def test_other_model_is_named(self, copied: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         config = (copied / "config.yaml").read_text()
         (copied / "config.yaml").write_text(config.replace("n_layer: 2", "n_layer: 3"))
-        assert main([str(copied), "--out", str(tmp_path / "out")]) == USER_ERROR
+        assert main([str(copied), "--out", str(tmp_path / "out")]) == Status.USER_ERROR
         assert "there is no 'blocks.2." in capsys.readouterr().err
         assert not (tmp_path / "out").exists()

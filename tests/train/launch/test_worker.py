@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from configs.cli import Status
 from tests.conftest import Ranks, read_record, read_rows, run_ranks, wait_for
 from train.checkpoint.stored_config import store_config
 from train.config import load_run
-from train.exit_codes import Status
 from train.launch.job_queue import Job, enqueue, jobs_done, mark_done
 from train.launch.run_state import checkpoint_step, last_row
 

@@ -11,9 +11,9 @@ import psutil
 import pytest
 import torch
 
+from configs.cli import DESCRIPTIONS, Status
 from data.files import only_process
 from tests.conftest import ROOT, Ranks, free_port, read_record, read_rows, run_ranks, start_rank, wait_for
-from train.exit_codes import DESCRIPTIONS, Status
 from train.launch.run_state import checkpoint_step
 from train.supervision.jit_locks import clear_stale_locks
 
