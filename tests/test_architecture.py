@@ -150,7 +150,7 @@ def test_every_folder_is_installed() -> None:
     assert packages_installed(ROOT / "pyproject.toml") == wanted
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
     for package, patterns in settings["setuptools"]["package-data"].items():
-        for pattern in patterns:
+        for pattern in patterns if package != "*" else ():
             assert list((ROOT / package.replace(".", "/")).glob(pattern)), f"{package}: nothing matches {pattern}"
     assert {*settings["mypy"]["packages"]} == set(PACKAGES)
     assert {*settings["ruff"]["lint"]["isort"]["known-first-party"]} == {*PACKAGES, "tests"}
@@ -162,6 +162,21 @@ def test_a_folder_that_is_not_installed_is_found(tmp_path: Path) -> None:
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "__init__.py").touch()
     assert folders_of_code(tmp_path) - packages_installed(tmp_path / "pyproject.toml") == {"data.loading"}
+
+
+def test_every_package_tells_type_checkers_that_it_is_typed() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert "py.typed" in settings["package-data"]["*"]
+    assert all((ROOT / package / "py.typed").exists() for package in PACKAGES if package != "scripts")
+
+
+def test_no_class_name_means_two_things() -> None:
+    owners: dict[str, list[str]] = {}
+    for module, path in modules(ROOT).items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                owners.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in owners.items() if len(found) > 1} == {}
 
 
 def test_every_room_says_what_it_is_for() -> None:

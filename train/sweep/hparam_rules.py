@@ -20,7 +20,7 @@ Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
-class RunSize:
+class RuleInputs:
     """What the rules depend on."""
 
     N: float
@@ -37,9 +37,9 @@ class HparamRule:
 
     formula: str
     source: str
-    value: Callable[[RunSize], float]
+    value: Callable[[RuleInputs], float]
     fitted: Mapping[str, Range]
-    """Fields of `RunSize` and the range that the rule was fitted over."""
+    """Fields of `RuleInputs` and the range that the rule was fitted over."""
 
 
 _DEEPSEEK = "DeepSeek: Bi et al. 2024, arXiv 2401.02954, equation 1"
@@ -130,12 +130,12 @@ class Derived:
     """The same in words; empty inside."""
 
 
-def size_of(run: RunConfig) -> RunSize:
+def size_of(run: RunConfig) -> RuleInputs:
     """Return what the rules depend on."""
     N = count_parameters(run.model).non_embedding
     attention = 12 * run.model.n_layer * run.model.d_model * run.train.sequence_length
     D = run.train.tokens or run.tokens
-    return RunSize(N, D, (6 * N + attention) * D)
+    return RuleInputs(N, D, (6 * N + attention) * D)
 
 
 def follow(
@@ -213,7 +213,7 @@ def _with_value(run: RunConfig, key: str, value: float) -> RunConfig:
     return replace(run, **{section: replace(getattr(run, section), **{name: exact})})
 
 
-def _outside(size: RunSize, fitted: Mapping[str, Range]) -> tuple[float, str]:
+def _outside(size: RuleInputs, fitted: Mapping[str, Range]) -> tuple[float, str]:
     """Return the largest distance from the fitted ranges in orders of magnitude, and all of them in words."""
     away = {}
     for name, (low, high) in fitted.items():
