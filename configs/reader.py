@@ -139,6 +139,12 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(json.loads(json.dumps(tree)), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100)
 
 
+def as_tree(built: Any) -> Tree:
+    """Return a configuration as the plain tree that its YAML file holds."""
+    tree: Tree = parse_yaml(dump_yaml(built))
+    return tree
+
+
 class _Dumper(yaml.SafeDumper):
     """Floats always with a dot and words that look like numbers always quoted."""
 

@@ -238,9 +238,3 @@ class GPT(nn.Module):
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Return the mean loss in nats per position (see `next_token_loss`)."""
         return next_token_loss(self.states(tokens_BT), targets_BT, self.compiled)
-
-
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter of `GPT(config)`, in its order."""
-    with torch.device("meta"):
-        return {name: tuple(parameter.shape) for name, parameter in GPT(config).named_parameters()}

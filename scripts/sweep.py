@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from configs.cli import Parser, run_command
-from configs.reader import dump_yaml
+from configs.reader import as_tree, dump_yaml
 from configs.run_record import complete_record
 from model.counts import count_parameters
 from scaling.design.optimal_design import Candidates
@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
     devices = find_devices(sweep.config)
     if not options.dry_run:
         require_devices(sweep, devices)
-    require_unchanged([(run.config, run.directory) for run in sweep.runs])
+    require_unchanged([(as_tree(run.config), run.directory) for run in sweep.runs])
     plan = make_plan(sweep, planned_for := as_if(devices, sweep))
     words = {name: state.state for name, state in states.items()}
     show_table(plan_table(plan, words))

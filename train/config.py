@@ -450,6 +450,11 @@ class RunConfig:
         return -(-self.train.tokens // self.tokens_per_step)
 
     @property
+    def stable_steps(self) -> int:
+        """Optimizer steps before a `wsd` run cools down, in which nothing depends on its length."""
+        return self.schedule.cooldown_start(self.steps)
+
+    @property
     def tokens(self) -> int:
         """Training tokens D of the whole run."""
         return self.steps * self.tokens_per_step
@@ -510,7 +515,7 @@ class RunConfig:
 
     def _length_problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for what does not fit into the steps of the run."""
-        before = self.schedule.cooldown_start(self.steps) if self.schedule.kind == "wsd" else self.steps
+        before = self.stable_steps if self.schedule.kind == "wsd" else self.steps
         if self.schedule.warmup_steps is not None and self.schedule.warmup_steps > before:
             message = f"{self.schedule.warmup_steps} is more than the {before} steps before the cooldown or the end"
             yield "schedule.warmup_steps", f"{message}; nearest is {before}"

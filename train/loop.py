@@ -1,11 +1,15 @@
 """The training loop: from a run's configuration to its record."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from torch import Tensor
 
 from configs.cli import Status
 from data.loading.mixture import Mixture
-from train.checkpoint import checkpoint
+from model.parameters import ParameterTable, parameter_table
+from train.checkpoint.branching import branch_point
+from train.checkpoint.checkpoint import Checkpoints, describe_spread
 from train.checkpoint.fragments import without_gradient
 from train.config import RunConfig
 from train.distributed.topology import Topology
@@ -53,12 +57,17 @@ def train(
         Preempted: when a signal asked any of the processes to end; the state has been saved.
     """
     report = Reporter(run, run_dir, topology) if topology.is_main else None
+    table = parameter_table(run.model)
+    checkpoints = checkpoints_of(run, run_dir, table, topology)
     rollback: Rollback | None = None
     while True:
         seed_all(run.seed)
-        engine = build_engine(run, topology, ds_config or derive(run, topology.data_parallel))
+        plan = run.step_plan
+        engine = build_engine(plan, table, run.seed, ds_config or derive(plan, topology.data_parallel))
         try:
-            rollback = _attempt(engine, run, run_dir, mixture, topology, heartbeat, report, rollback)
+            rollback = _TrainingAttempt(
+                run, mixture, topology, engine, checkpoints, heartbeat, report, rollback
+            ).train()
         except RunEnded:  # raised by all processes together, as `release` needs it
             release(engine)
             if report is not None:
@@ -69,96 +78,149 @@ def train(
             return
 
 
-def _attempt(
-    engine: Any,
-    run: RunConfig,
-    run_dir: Path,
-    mixture: Mixture,
-    topology: Topology,
-    heartbeat: HeartbeatWriter,
-    report: Reporter | None,
-    after: Rollback | None,
-) -> Rollback | None:
-    """Train to the end, or to a spike that does not pass; `after` is the one that ended the attempt before."""
-    validation = Validation(mixture, run, topology)
-    first_step, guard = _resume(engine, run, run_dir, topology, after)
-    if report is not None:
-        report.begin(first_step, guard.recovery.attempt)
-
-    losses: Losses | None = None
-    clock = StepClock(first_step)
-    with StopRequest(topology) as stop:
-        for step in range(first_step, run.steps):
-            heartbeat.begin_step(step)
-            stop.begin_step()
-            lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
-            batches = training_batches(mixture, run, guard.recovery.data_step(step), topology)
-            loss = train_step(engine, batches, lr, topology)
-
-            done = step + 1
-            is_last = done == run.steps
-            stops = stop.agreed() and not is_last
-            evaluates = is_last or _due(done, run.eval.interval)
-            saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.interval is not None)
-            logs = evaluates or done == 1 or _due(done, run.log_every)
-            verdicts = guard.judge(done, loss, engine.get_global_grad_norm(), now=logs or saves)
-            ends = verdicts[-1] if verdicts and verdicts[-1].ends_attempt else None
-            if logs:
-                loss_value = loss.item()  # waits for the step, so that the clock below times training alone
-                steps_per_second = clock.lap(done)
-                loss_mean, losses = guard.take_loss_mean(), None
-                if evaluates and ends is None:
-                    heartbeat.begin("evaluating", done)
-                    losses = validation.measure(engine)
-                if report is not None:
-                    report.step(done, loss_value, loss_mean, gradient_norm(engine), lr, steps_per_second, losses)
-            if report is not None:
-                report.verdicts(verdicts)
-            if done - first_step == _LOOK:
-                frozen = without_gradient(engine, run, topology)
-                if frozen and report is not None:
-                    report.frozen(done, frozen)
-            if ends is not None:
-                return _go_back(ends, guard, run_dir, topology)
-            if saves:
-                heartbeat.begin("saving", done)
-                if report is not None:
-                    report.make_durable()
-                checkpoint.save(engine, run, run_dir, done, guard.recovery.to_json(), topology)
-            if stops:
-                raise Preempted(f"{run_dir}: stopped after step {done} and saved; the same command continues")
-            if evaluates or saves:
-                clock.restart(done)
-
-    heartbeat.begin("finishing", run.steps)
-    if losses is None:  # resumed after the last step
-        losses = validation.measure(engine)
-    if report is not None:
-        spikes = guard.recovery.describe(run.tokens_per_step)
-        report.finish(make_record(run, topology, mixture, validation, losses, spikes, report.seconds))
-    return None
+def checkpoints_of(run: RunConfig, run_dir: Path, table: ParameterTable, topology: Topology) -> Checkpoints:
+    """Return the checkpoints of a run in `run_dir`, as this process writes and reads them."""
+    return Checkpoints(
+        run_dir,
+        run.checkpoint,
+        reach=run.spikes.reach,
+        table=table,
+        topology=topology,
+        spread=describe_spread(topology, run.zero_stage, run.precision),
+        begins_at=None if run.branch is None else branch_point(run.branch, run_dir),
+    )
 
 
-def _resume(
-    engine: Any, run: RunConfig, run_dir: Path, topology: Topology, after: Rollback | None
-) -> tuple[int, SpikeGuard]:
+class _TrainingAttempt:
+    """Training from the newest checkpoint to the end, or to a spike that does not pass."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        mixture: Mixture,
+        topology: Topology,
+        engine: Any,
+        checkpoints: Checkpoints,
+        heartbeat: HeartbeatWriter,
+        report: Reporter | None,
+        after: Rollback | None,
+    ) -> None:
+        """Resume; `after` is what ended the attempt before. The main process alone has a `report`."""
+        self.run, self.mixture, self.topology, self.engine = run, mixture, topology, engine
+        self.checkpoints, self.heartbeat, self.report = checkpoints, heartbeat, report
+        self.validation = Validation(mixture, run, topology)
+        self.first_step, recovery = _resume(engine, checkpoints, after)
+        self.guard = SpikeGuard(run.spikes, run.precision, recovery)
+        self.clock = StepClock(self.first_step)
+        self.losses: Losses | None = None
+        """Of the last step that was logged, where it was evaluated."""
+        if report is not None:
+            report.begin(self.first_step, recovery.attempt)
+
+    def train(self) -> Rollback | None:
+        """Train to the end and return None, or to a spike and return how to go back before it."""
+        run = self.run
+        with StopRequest(self.topology) as stop:
+            for step in range(self.first_step, run.steps):
+                self.heartbeat.begin_step(step)
+                stop.begin_step()
+                lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
+                data_step = self.guard.recovery.data_step(step)
+                batches = training_batches(self.mixture, run.train, run.seed, data_step, self.topology)
+                loss = train_step(self.engine, batches, lr, self.topology)
+
+                done = step + 1
+                stops = stop.agreed() and done < run.steps
+                due = _due(run, done, stops)
+                verdicts = self.guard.judge(done, loss, self.engine.get_global_grad_norm(), now=due.logs or due.saves)
+                ends = bool(verdicts) and verdicts[-1].ends_attempt
+                if due.logs:
+                    self._log(done, loss, lr, evaluates=due.evaluates and not ends)
+                self._tell(done, verdicts)
+                if ends:
+                    return self._go_back(verdicts[-1])
+                if due.saves:
+                    self._save(done)
+                if stops:
+                    where = f"{self.checkpoints.run_dir}: stopped after step {done} and saved"
+                    raise Preempted(f"{where}; the same command continues")
+                if due.evaluates or due.saves:
+                    self.clock.restart(done)
+        self._finish()
+        return None
+
+    def _log(self, done: int, loss: Tensor, lr: float, evaluates: bool) -> None:
+        loss_value = loss.item()  # waits for the step, so that the clock below times training alone
+        steps_per_second = self.clock.lap(done)
+        loss_mean, self.losses = self.guard.take_loss_mean(), None
+        if evaluates:
+            self.heartbeat.begin("evaluating", done)
+            self.losses = self.validation.measure(self.engine)
+        if self.report is not None:
+            norm = gradient_norm(self.engine)
+            self.report.step(done, loss_value, loss_mean, norm, lr, steps_per_second, self.losses)
+
+    def _tell(self, done: int, verdicts: list[Verdict]) -> None:
+        """Say what the guard has found, and soon after the start which parameters do not learn."""
+        if self.report is not None:
+            self.report.verdicts(verdicts)
+        if done - self.first_step == _LOOK:
+            frozen = without_gradient(self.engine, self.checkpoints.table, self.topology)
+            if frozen and self.report is not None:
+                self.report.frozen(done, frozen)
+
+    def _go_back(self, verdict: Verdict) -> Rollback:
+        if verdict.kind is Kind.DIVERGED:
+            where = f"{self.checkpoints.run_dir}: {verdict.reason} at step {verdict.step}"
+            raise TrainingDiverged(f"{where}; try a lower optimizer.lr")
+        rollback = Rollback(self.guard.recovery, verdict)
+        self.checkpoints.quarantine(rollback.latest_step(self.run.spikes.rollback_margin))
+        return rollback
+
+    def _save(self, done: int) -> None:
+        self.heartbeat.begin("saving", done)
+        if self.report is not None:
+            self.report.make_durable()
+        self.checkpoints.save(self.engine, done, self.guard.recovery.to_json())
+
+    def _finish(self) -> None:
+        """Measure the model where the last step has not, as when resumed after it, and write the record."""
+        self.heartbeat.begin("finishing", self.run.steps)
+        losses = self.losses or self.validation.measure(self.engine)
+        if self.report is not None:
+            spikes = self.guard.recovery.describe(self.run.tokens_per_step)
+            record = make_record(
+                self.run, self.topology, self.mixture, self.validation, losses, spikes, self.report.seconds
+            )
+            self.report.finish(record)
+
+
+def _resume(engine: Any, checkpoints: Checkpoints, after: Rollback | None) -> tuple[int, RecoveryState]:
     """Load the newest checkpoint; after a rollback, save it again as the next attempt's, so that the rollback lasts."""
-    resumed = checkpoint.resume(engine, run, run_dir, topology)
+    resumed = checkpoints.resume(engine)
     recovery = RecoveryState.from_json(resumed.extra)
     if after is not None:
         recovery = after.next_attempt(resumed.step, recovery)
-        if run.checkpoint.interval is not None:
-            checkpoint.save(engine, run, run_dir, resumed.step, recovery.to_json(), topology)
-    return resumed.step, SpikeGuard(run.spikes, run.precision, recovery)
+        if checkpoints.config.interval is not None:
+            checkpoints.save(engine, resumed.step, recovery.to_json())
+    return resumed.step, recovery
 
 
-def _go_back(verdict: Verdict, guard: SpikeGuard, run_dir: Path, topology: Topology) -> Rollback:
-    if verdict.kind is Kind.DIVERGED:
-        raise TrainingDiverged(f"{run_dir}: {verdict.reason} at step {verdict.step}; try a lower optimizer.lr")
-    rollback = Rollback(guard.recovery, verdict)
-    checkpoint.quarantine(run_dir, rollback.latest_step(guard.config.rollback_margin), topology)
-    return rollback
+class _Due(NamedTuple):
+    """What follows a step."""
+
+    logs: bool
+    evaluates: bool
+    saves: bool
 
 
-def _due(done: int, every: int | None) -> bool:
-    return every is not None and done % every == 0
+def _due(run: RunConfig, done: int, stops: bool) -> _Due:
+    """Return what follows the step with which `done` are done; `stops` says that it is the last of this process."""
+    is_last = done == run.steps
+    evaluates = is_last or _is_multiple(done, run.eval.interval)
+    saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.interval is not None)
+    return _Due(evaluates or done == 1 or _is_multiple(done, run.log_every), evaluates, saves)
+
+
+def _is_multiple(done: int, interval: int | None) -> bool:
+    return interval is not None and done % interval == 0

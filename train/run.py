@@ -5,12 +5,14 @@ from pathlib import Path
 
 import torch
 
-from configs.reader import ConfigError, Problem, dump_yaml
+from configs.reader import ConfigError, Problem, as_tree, dump_yaml
 from configs.run_record import complete_record
 from data.files import only_process, write_text
 from data.loading.mixture import Mixture, open_mixture
-from train.checkpoint.stored_config import changed_keys, require_same_prefix
-from train.config import RunConfig, batch_problem
+from train.checkpoint.branching import trunk_problem
+from train.checkpoint.manifest import newest_first
+from train.checkpoint.stored_config import changed_keys
+from train.config import RunConfig, batch_problem, load_run
 from train.distributed.rendezvous_check import require_one_run
 from train.distributed.topology import Topology, connect, launched_topology, precision_problem
 from train.engine.ds_config import derive, merge_user_config, read_user_config
@@ -50,9 +52,9 @@ def _run_job(run: RunConfig, run_dir: Path, source: str, user_ds_config: Path | 
     problem = precision_problem(run.precision) or batch_problem(run.train, topology.data_parallel)
     if problem:
         raise ConfigError([Problem(source, "", problem)])
-    ds_config = derive(run, topology.data_parallel)
+    ds_config = derive(run.step_plan, topology.data_parallel)
     if user_ds_config is not None:
-        ds_config = merge_user_config(run, ds_config, read_user_config(user_ds_config), str(user_ds_config))
+        ds_config = merge_user_config(run.step_plan, ds_config, read_user_config(user_ds_config), str(user_ds_config))
     _require_unchanged(run, run_dir)
     require_same_prefix(run, run_dir)
     mixture = _open_mixture(run, topology, source)
@@ -102,6 +104,33 @@ def _open_mixture(run: RunConfig, topology: Topology, source: str) -> Mixture:
 def _require_unchanged(run: RunConfig, run_dir: Path) -> None:
     """Refuse to continue a run under another configuration. Raises `ConfigError` naming the keys."""
     message = "this directory holds a run with {old}, not {new}; take another --run-dir, or delete this one"
-    changed = changed_keys(run, run_dir / "config.yaml")
+    changed = changed_keys(as_tree(run), run_dir / "config.yaml")
     if changed:
         raise ConfigError([Problem(str(run_dir), key, message.format(old=old, new=new)) for key, old, new in changed])
+
+
+def require_same_prefix(run: RunConfig, run_dir: Path) -> None:
+    """Refuse to branch off from a run that was another one until then, unless it has been done already.
+
+    Raises:
+        ConfigError: naming every key that differs, or the last step that both share.
+    """
+    if run.branch is None or newest_first(run_dir / "checkpoints"):
+        return
+    path = run_dir.parent / run.branch.run / "config.yaml"
+    if not path.exists():
+        raise ConfigError([Problem(str(path), "", "is missing: there is no run to branch off from")])
+    trunk = load_run(path)
+    problems = [
+        Problem(str(run_dir), key, f"is {new} here, and {old} in the run that branch.run names; let them be the same")
+        for key, old, new in changed_keys(as_tree(run), path)
+        if key not in ("train.tokens", "train.steps")
+    ]
+    unfit, shared = trunk_problem(run.schedule), min(run.stable_steps, trunk.stable_steps)
+    if not problems and run.steps != trunk.steps and unfit is not None:
+        problems = [Problem(str(run_dir), *unfit)]
+    if not problems and run.branch.step > shared:
+        message = f"{run.branch.step} is in the cooldown of one of the two runs; nearest is {shared}"
+        problems = [Problem(str(run_dir), "branch.step", message)]
+    if problems:
+        raise ConfigError(problems)

@@ -28,6 +28,7 @@ from configs.curve_band import BAND, CurveBand
 from data.config import DataConfig
 from data.loading.mixture import Mixture, open_mixture
 from model.counts import count_parameters
+from model.parameters import parameter_table
 from scaling.laws import Array
 from scaling.studies.curve_bands import band
 from scaling.tables.curves import Curve
@@ -96,7 +97,8 @@ class Trained:
 
 def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> Trained:
     """Train with a fault."""
-    engine = build_engine(run, topology, derive(run, topology.data_parallel))
+    plan, table = run.step_plan, parameter_table(run.model)
+    engine = build_engine(plan, table, run.seed, derive(plan, topology.data_parallel))
     draw = np.random.default_rng(run.seed)
     begin = round(fault.begin * run.steps)
     if fault.frozen:
@@ -106,13 +108,13 @@ def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> 
         broken = step >= begin
         lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps) * (fault.lr if broken else 1.0)
         place = step % fault.stale if broken and fault.stale else step
-        batches: Iterator[MicroBatch] = training_batches(corpus, run, place, topology)
+        batches: Iterator[MicroBatch] = training_batches(corpus, run.train, run.seed, place, topology)
         if broken:
             batches = (fault.batch(batch, draw) for batch in batches)
         loss = train_step(engine, batches, lr, topology)
         seen.append((loss.item(), gradient_norm(engine)))
         if step + 1 == LOOK:
-            frozen = without_gradient(engine, run, topology)
+            frozen = without_gradient(engine, table, topology)
     release(engine)
     losses, grad_norms = np.array(seen).T
     return Trained(losses, grad_norms, frozen)

@@ -49,6 +49,7 @@ from configs.reader import build
 from data.loading.mixture import open_mixture
 from model.config import ModelConfig
 from model.init import initialise
+from model.parameters import parameter_table
 from model.transformer import GPT
 from train import loop
 from train.config import RunConfig, expand_run
@@ -154,7 +155,7 @@ def train_bare(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch], devi
         model.bfloat16()
     weights: list[Tensor] = list(model.parameters())
     updated: list[Tensor] = list(masters.values())
-    optimizer = adamw(masters.items(), run.optimizer, run.model)
+    optimizer = adamw(masters.items(), run.optimizer, parameter_table(run.model))
 
     def step(tokens: Tensor, targets: Tensor) -> Tensor:
         loss = model(tokens, targets)
@@ -230,7 +231,7 @@ def contend(parent: Connection, name: str, run: RunConfig, steps: int, directory
     if not uses_gpu():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     corpus = open_mixture(run.data, progress=False, verify=False)
-    batches = [batch for step in range(8) for batch in training_batches(corpus, run, step, topology)]
+    batches = [batch for step in range(8) for batch in training_batches(corpus, run.train, run.seed, step, topology)]
     train_bare_loop(run, turns, batches, topology.device)
 
 

@@ -19,8 +19,8 @@ import torch.distributed as dist
 
 from data.loading.batches import windows_per_epoch
 from data.loading.mixture import open_mixture
-from model.transformer import parameter_shapes
-from train.checkpoint import checkpoint
+from model.parameters import parameter_table
+from train.checkpoint.checkpoint import Checkpoints, Resumed
 from train.checkpoint.fragments import fragments
 from train.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest, write_manifest
 from train.checkpoint.state_files import KINDS, StateReader, write_file
@@ -29,6 +29,7 @@ from train.distributed.topology import Topology, connect, disconnect, launched_t
 from train.engine.ds_config import derive
 from train.engine.engine import build_engine, gradient_norm, release, train_step
 from train.engine.micro_batches import training_batches
+from train.loop import checkpoints_of
 
 EXTRA = {"skip": [[3, 5]], "attempt": 2, "spikes": {"baseline": 0.1}}
 HALF, STEPS = 4, 8
@@ -60,6 +61,7 @@ class Case:
         )
         self.mixture = open_mixture(self.run.data)
         self.run_dir = out / self.name
+        self.table = parameter_table(self.run.model)
         # Step HALF is the last of an epoch of the data, or the one after it.
         epoch = (
             windows_per_epoch(self.mixture.components[0].corpus, self.run.train.sequence_length)
@@ -69,21 +71,25 @@ class Case:
 
     def engine(self) -> Any:
         torch.manual_seed(0)
-        return build_engine(self.run, self.topology, derive(self.run, self.topology.data_parallel))
+        plan = self.run.step_plan
+        return build_engine(plan, self.table, self.run.seed, derive(plan, self.topology.data_parallel))
 
     def train(self, engine: Any, first: int, end: int) -> Curve:
         curve = []
         for step in range(first, end):
-            batches = training_batches(self.mixture, self.run, self.before + step, self.topology)
+            batches = training_batches(self.mixture, self.run.train, self.run.seed, self.before + step, self.topology)
             loss = train_step(engine, batches, 0.01, self.topology)
             curve.append((loss.item(), gradient_norm(engine)))
         return curve
 
-    def save(self, engine: Any, step: int, run_dir: Path | None = None) -> None:
-        checkpoint.save(engine, self.run, run_dir or self.run_dir, step, EXTRA, self.topology)
+    def checkpoints(self, run_dir: Path | None = None) -> Checkpoints:
+        return checkpoints_of(self.run, run_dir or self.run_dir, self.table, self.topology)
 
-    def resume(self, engine: Any, run_dir: Path | None = None, **options: Any) -> checkpoint.Resumed:
-        return checkpoint.resume(engine, self.run, run_dir or self.run_dir, self.topology, **options)
+    def save(self, engine: Any, step: int, run_dir: Path | None = None) -> None:
+        self.checkpoints(run_dir).save(engine, step, EXTRA)
+
+    def resume(self, engine: Any, run_dir: Path | None = None, at_most: int | None = None) -> Resumed:
+        return self.checkpoints(run_dir).resume(engine, at_most)
 
 
 def draws() -> list[float]:
@@ -105,7 +111,7 @@ def same_topology(case: Case) -> dict[str, Any]:
     release(engine)
     engine = case.engine()
     resumed = case.resume(engine)
-    continues = [resumed == checkpoint.Resumed(HALF, EXTRA), draws() == numbers]
+    continues = [resumed == Resumed(HALF, EXTRA), draws() == numbers]
     new = case.train(engine, HALF, STEPS)
     release(engine)
     return {"curve": whole, "back": back, "new": new, "continues": continues}
@@ -116,12 +122,13 @@ def other_topology(case: Case, source: Case, out: Path) -> dict[str, Any]:
     engine = case.engine()
     case.resume(engine, source.run_dir)
     case.save(engine, HALF, out)
-    shapes = parameter_shapes(case.run.model)
-    before, after = (StateReader(folder / f"checkpoints/step-{HALF:08d}", shapes) for folder in (source.run_dir, out))
+    before, after = (
+        StateReader(folder / f"checkpoints/step-{HALF:08d}", case.table) for folder in (source.run_dir, out)
+    )
     exact = all(
-        torch.equal(*(reader.read(kind, name, 0, int(np.prod(shape))) for reader in (before, after)))
+        torch.equal(*(reader.read(kind, name, 0, int(np.prod(info.shape))) for reader in (before, after)))
         and before.step(name) == after.step(name) == HALF
-        for name, shape in shapes.items()
+        for name, info in case.table.items()
         for kind in KINDS
     )
     curve = case.train(engine, HALF, STEPS)
@@ -149,7 +156,7 @@ def without_moments(case: Case) -> Curve:
     """Negative control: the same weights with Adam's moments lost."""
     engine = case.engine()
     case.resume(engine)
-    for held in fragments(engine, case.run, case.topology):
+    for held in fragments(engine, case.table, case.topology):
         for kind in KINDS[1:]:
             held.view(kind).zero_()
     curve = case.train(engine, HALF, STEPS)
@@ -240,7 +247,7 @@ def rolled_back(case: Case) -> list[Any]:
     folder = case.run_dir / "checkpoints"
     engine = case.engine()
     steps = [case.resume(engine, at_most=3).step]
-    checkpoint.quarantine(case.run_dir, 3, case.topology)
+    case.checkpoints().quarantine(after=3)
     steps.append(case.resume(engine).step)
     names = [sorted(path.name for path in folder.iterdir())]
     case.train(engine, 2, 4)

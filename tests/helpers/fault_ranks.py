@@ -43,12 +43,12 @@ class Fault:
 
 def inject(fault: Fault, patch: pytest.MonkeyPatch, run: Any) -> None:
     """Put a fault between the training loop and what it calls."""
-    batches, train_step, resume, save = loop.training_batches, loop.train_step, loop._resume, loop.checkpoint.save
+    batches, train_step, resume, save = loop.training_batches, loop.train_step, loop._resume, loop.Checkpoints.save
     attempts = 0
 
-    def faulty_batches(corpus: Any, run: Any, step: int, topology: Any) -> Iterator[MicroBatch]:
+    def faulty_batches(corpus: Any, train: Any, seed: int, step: int, topology: Any) -> Iterator[MicroBatch]:
         draw = torch.Generator().manual_seed(step)
-        for tokens, targets in batches(corpus, run, step, topology):
+        for tokens, targets in batches(corpus, train, seed, step, topology):
             if fault.kind in ("random_tokens", "exit") and step in fault.steps:
                 tokens = torch.randint(run.model.vocab_size, tokens.shape, generator=draw)
                 targets = torch.randint(run.model.vocab_size, tokens.shape, generator=draw)
@@ -60,13 +60,13 @@ def inject(fault: Fault, patch: pytest.MonkeyPatch, run: Any) -> None:
             if fault.kind == "lr_x30":
                 lr *= 30
             elif fault.kind == "weights_x10":
-                for _, parameter in named_parameters(engine, run):
+                for _, parameter in named_parameters(engine):
                     parameter.data.mul_(10)
             elif fault.kind == "nan_gradient" and topology.rank == fault.rank:
-                for _, parameter in named_parameters(engine, run):
+                for _, parameter in named_parameters(engine):
                     hooks.append(parameter.register_hook(lambda gradient: gradient * torch.nan))
             elif fault.kind == "frozen_block":
-                for name, parameter in named_parameters(engine, run):
+                for name, parameter in named_parameters(engine):
                     if name.startswith("blocks.1."):
                         hooks.append(parameter.register_hook(lambda gradient: gradient * 0))
         loss = train_step(engine, micro_batches, lr, topology)
@@ -92,7 +92,7 @@ def inject(fault: Fault, patch: pytest.MonkeyPatch, run: Any) -> None:
     patch.setattr(loop, "training_batches", faulty_batches)
     patch.setattr(loop, "train_step", faulty_step)
     patch.setattr(loop, "_resume", counted_resume)
-    patch.setattr(loop.checkpoint, "save", dying_save)
+    patch.setattr(loop.Checkpoints, "save", dying_save)
 
 
 def main() -> None:

@@ -20,6 +20,7 @@ import model.loss
 import model.transformer
 from configs.reader import build, merge
 from model.memory import CHUNK_LOGITS
+from model.parameters import parameter_table
 from train.config import RunConfig, expand_run
 from train.distributed.topology import Topology, connect, launched_topology
 from train.engine.ds_config import derive
@@ -49,11 +50,11 @@ def storages() -> dict[int, torch.UntypedStorage]:
 
 def measure(run: RunConfig, topology: Topology) -> dict[str, int]:
     """Bytes at rest after a step, and at the worst moment of the next."""
-    settings = derive(run, topology.data_parallel)
+    settings = derive(run.step_plan, topology.data_parallel)
     # Small tensors stay whole at stage 3; here all are small.
     settings["zero_optimization"] |= {"reduce_bucket_size": BUCKET, "stage3_param_persistence_threshold": 0}
     before = storages()  # held, so that no address is used again
-    engine = build_engine(run, topology, settings)
+    engine = build_engine(run.step_plan, parameter_table(run.model), run.seed, settings)
     shape = (run.train.micro_batch_size, run.train.sequence_length)
     tokens = torch.randint(run.model.vocab_size, shape, generator=torch.Generator().manual_seed(0))  # alike on all
     batches = [(tokens, tokens)] * (

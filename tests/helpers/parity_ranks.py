@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from data.loading.mixture import Mixture, open_mixture
+from model.parameters import parameter_table
 from train.config import RunConfig, load_run
 from train.distributed.topology import Topology, connect, disconnect, launched_topology
 from train.engine.ds_config import derive, merge_user_config
@@ -56,17 +57,19 @@ def run_case(case: Case, run: RunConfig, corpus: Mixture) -> Result:
     topology = launched_topology(run.parallel.pipeline_stages, run.parallel.tensor_parallel)
     before = tensor_bytes(), process_groups()
     torch.manual_seed(run.seed)
-    ds_config = merge_user_config(run, derive(run, topology.data_parallel), case.ds_json, "ds.json")
-    engine = build_engine(run, topology, ds_config)
+    ds_config = merge_user_config(run.step_plan, derive(run.step_plan, topology.data_parallel), case.ds_json, "ds.json")
+    engine = build_engine(run.step_plan, parameter_table(run.model), run.seed, ds_config)
     if case.fault is not None:
         word, factor = case.fault
-        for name, parameter in named_parameters(engine, run):
+        for name, parameter in named_parameters(engine):
             if word in name:
                 parameter.register_hook(lambda gradient, factor=factor: gradient * factor)
     losses, norms, gradients = [], [], {}
     for step in range(run.steps):
         lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps)
-        losses.append(train_step(engine, training_batches(corpus, run, step, topology), lr, topology).item())
+        losses.append(
+            train_step(engine, training_batches(corpus, run.train, run.seed, step, topology), lr, topology).item()
+        )
         norms.append(gradient_norm(engine))
         if step == 0:
             gradients = first_gradients(engine, run, topology, norms[0])
@@ -98,7 +101,7 @@ def first_gradients(engine: Any, run: RunConfig, topology: Topology, norm: float
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
     undo = max(1.0, norm / run.optimizer.gradient_clipping) / (1 - run.optimizer.beta1)
-    mine = {name: (first_moment(engine, p) * undo).cpu() for name, p in named_parameters(engine, run)}
+    mine = {name: (first_moment(engine, p) * undo).cpu() for name, p in named_parameters(engine)}
     everyone: list[Any] | None = [None] * topology.world_size if topology.is_main else None
     dist.gather_object(mine, everyone)
     merged: dict[str, Tensor] = {}

@@ -12,6 +12,7 @@ from torch import Tensor
 from configs.reader import build
 from model.config import ModelConfig, expand_model
 from model.init import initialise
+from model.parameters import parameter_table
 from model.parametrization import fold_multipliers
 from model.transformer import GPT
 from train.config import OptimizerConfig
@@ -42,7 +43,7 @@ def tokens(seed: int = 0) -> Tensor:
 
 def train(model: GPT, tokens_BT: Tensor, steps: int) -> list[float]:
     """Losses of some steps of AdamW at a learning rate of .01."""
-    optimizer = adamw(model.named_parameters(), OptimizerConfig(lr=0.01), model.config)
+    optimizer = adamw(model.named_parameters(), OptimizerConfig(lr=0.01), parameter_table(model.config))
     losses = []
     for _ in range(steps):
         loss = model(tokens_BT[:, :-1], tokens_BT[:, 1:])
@@ -130,7 +131,7 @@ def test_updates_follow_the_table() -> None:
     config = model_config(parametrization="completep", base_d_model=16, n_layer=8, base_n_layer=1, tie_embeddings=False)
     optimizer = OptimizerConfig(lr=1.0, eps=1.0, weight_decay=1.0)
     model = make_model(config)
-    groups = parameter_groups(model.named_parameters(), optimizer, config)
+    groups = parameter_groups(model.named_parameters(), optimizer, parameter_table(config))
     of = {id(p): (group["lr"], group["eps"], group["weight_decay"]) for group in groups for p in group["params"]}
     found = {name: of[id(parameter)] for name, parameter in model.named_parameters()}
     assert len(groups) == 4
@@ -146,6 +147,6 @@ def test_updates_follow_the_table() -> None:
 
 def test_the_schedule_scales_every_group() -> None:
     config = model_config(parametrization="mup", base_d_model=16)
-    optimizer = adamw(make_model(config).named_parameters(), OptimizerConfig(lr=1.0), config)
+    optimizer = adamw(make_model(config).named_parameters(), OptimizerConfig(lr=1.0), parameter_table(config))
     set_learning_rate(optimizer, 0.5)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == [0.125, 0.5]

@@ -14,6 +14,7 @@ import torch
 
 from configs.metrics_rows import read_rows
 from configs.reader import ConfigError
+from model.parameters import parameter_table
 from tests.conftest import ROOT
 from train.config import OptimizerConfig, ScheduleConfig, WandbConfig, load_run
 from train.engine.ds_config import derive, merge_user_config, read_user_config
@@ -58,7 +59,8 @@ def test_only_matrices_decay() -> None:
         "blocks.0.mlp.up.bias": torch.nn.Parameter(torch.zeros(2)),
         "readout.weight": torch.nn.Parameter(torch.zeros(4, 2)),
     }
-    decay, keep = parameter_groups(named.items(), OptimizerConfig(lr=0.1, weight_decay=0.1), load_run(TINY).model)
+    table = parameter_table(load_run(TINY, ["--model.tie_embeddings=false", "--model.bias=true"]).model)
+    decay, keep = parameter_groups(named.items(), OptimizerConfig(lr=0.1, weight_decay=0.1), table)
     assert decay["weight_decay"] == 0.1
     assert [id(p) for p in decay["params"]] == [id(named["blocks.0.mlp.up.weight"]), id(named["readout.weight"])]
     assert keep["weight_decay"] == 0.0
@@ -69,7 +71,7 @@ def make_optimizer(max_norm: float) -> tuple[torch.nn.Parameter, ClippingAdamW]:
     parameter, other = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
     config = OptimizerConfig(lr=0.1, gradient_clipping=max_norm)
     named = [("blocks.0.mlp.up.weight", parameter), ("norm.weight", other)]
-    return parameter, ClippingAdamW(named, config, load_run(TINY).model, None)
+    return parameter, ClippingAdamW(named, config, parameter_table(load_run(TINY).model), None)
 
 
 def test_clipping_scales_to_the_norm_and_reports_it() -> None:
@@ -101,8 +103,8 @@ def test_non_finite_gradients_change_nothing(bad: float) -> None:
 
 
 def test_derived_configuration_of_two_replicas() -> None:
-    run = load_run(TINY, ["--precision=bf16"])
-    tree = derive(run, data_parallel=2)
+    plan = load_run(TINY, ["--precision=bf16"]).step_plan
+    tree = derive(plan, data_parallel=2)
     assert tree["train_batch_size"] == 16
     assert tree["train_micro_batch_size_per_gpu"] * tree["gradient_accumulation_steps"] * 2 == 16
     assert tree["zero_optimization"]["stage"] == 1
@@ -111,7 +113,7 @@ def test_derived_configuration_of_two_replicas() -> None:
 
 
 def test_users_ds_json_is_merged_and_its_wandb_block_dropped() -> None:
-    run = load_run(TINY)
+    plan = load_run(TINY).step_plan
     user = {
         "train_batch_size": 16,
         "gradient_accumulation_steps": "auto",
@@ -119,7 +121,7 @@ def test_users_ds_json_is_merged_and_its_wandb_block_dropped() -> None:
         "flops_profiler": {"enabled": True},
         "wandb": {"enabled": True, "project": "other"},
     }
-    tree = merge_user_config(run, derive(run, 1), user, "ds.json")
+    tree = merge_user_config(plan, derive(plan, 1), user, "ds.json")
     assert tree["zero_optimization"] == {"stage": 0, "overlap_comm": True}
     assert tree["flops_profiler"] == {"enabled": True}
     assert tree["wandb"] == {"enabled": False}
@@ -127,10 +129,10 @@ def test_users_ds_json_is_merged_and_its_wandb_block_dropped() -> None:
 
 
 def test_slips_in_the_keys_of_a_ds_json_are_named() -> None:
-    run = load_run(TINY)
+    plan = load_run(TINY).step_plan
     user = {"fp61": {}, "gradient_cliping": 3, "zero_optimization": {"stag": 1}, "dump_state": True, "amp": {}}
     with pytest.raises(ConfigError) as caught:
-        merge_user_config(run, derive(run, 1), user, "ds.json")
+        merge_user_config(plan, derive(plan, 1), user, "ds.json")
     assert {problem.key: problem.message for problem in caught.value.problems} == {
         "fp61": "unknown key; did you mean 'fp16'?",
         "gradient_cliping": "unknown key; did you mean 'gradient_clipping'?",
@@ -139,7 +141,7 @@ def test_slips_in_the_keys_of_a_ds_json_are_named() -> None:
 
 
 def test_every_conflict_is_reported_with_both_values() -> None:
-    run = load_run(TINY)
+    plan = load_run(TINY).step_plan
     user = {
         "train_batch_size": 32,
         "zero_optimization": {"stage": 3},
@@ -148,7 +150,7 @@ def test_every_conflict_is_reported_with_both_values() -> None:
         "optimizer": {"type": "Adam"},
     }
     with pytest.raises(ConfigError) as caught:
-        merge_user_config(run, derive(run, 1), user, "ds.json")
+        merge_user_config(plan, derive(plan, 1), user, "ds.json")
     text = str(caught.value)
     assert "ds.json: train_batch_size: 32 conflicts with 16 from the run's train.global_batch_size" in text
     assert "ds.json: zero_optimization.stage: 3 conflicts with 0" in text
@@ -158,8 +160,9 @@ def test_every_conflict_is_reported_with_both_values() -> None:
 
 
 def test_matching_gradient_clipping_is_no_conflict_where_ours_clips() -> None:
-    run = load_run(TINY)
-    assert merge_user_config(run, derive(run, 1), {"gradient_clipping": 1.0}, "ds.json")["gradient_clipping"] == 0.0
+    plan = load_run(TINY).step_plan
+    tree = merge_user_config(plan, derive(plan, 1), {"gradient_clipping": 1.0}, "ds.json")
+    assert tree["gradient_clipping"] == 0.0
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])

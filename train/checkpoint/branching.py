@@ -3,25 +3,20 @@
 from pathlib import Path
 
 from train.checkpoint.manifest import STEP
-from train.config import BranchConfig, RunConfig
+from train.config import BranchConfig, ScheduleConfig
 
 
-def trunk_problem(run: RunConfig) -> tuple[str, str] | None:
-    """Return (key, message) of what keeps a run from sharing its course with longer ones, or None."""
-    if run.schedule.kind != "wsd":
-        return "schedule.kind", f"{run.schedule.kind} depends on the length from the start; trunks need wsd"
-    if run.schedule.warmup_steps is None and run.schedule.warmup_fraction:
+def trunk_problem(schedule: ScheduleConfig) -> tuple[str, str] | None:
+    """Return (key, message) of what in its schedule keeps a run from sharing its course with longer ones, or None."""
+    if schedule.kind != "wsd":
+        return "schedule.kind", f"{schedule.kind} depends on the length from the start; trunks need wsd"
+    if schedule.warmup_steps is None and schedule.warmup_fraction:
         message = "a fraction of the length, so that runs of several lengths differ from the start; trunks need"
         return (
             "schedule.warmup_fraction",
-            f"{run.schedule.warmup_fraction} is {message} schedule.warmup_steps, or 0 here",
+            f"{schedule.warmup_fraction} is {message} schedule.warmup_steps, or 0 here",
         )
     return None
-
-
-def stable_steps(run: RunConfig) -> int:
-    """Return for how many steps a run of a trunk does not depend on its length."""
-    return run.schedule.cooldown_start(run.steps)
 
 
 def branch_point(branch: BranchConfig, run_dir: Path) -> Path:

@@ -18,15 +18,17 @@ from safetensors.torch import save_file
 
 from configs.reader import UserError, dump_yaml
 from configs.run_record import RECORD, RecordError, read_record
-from data.config import DataError
+from data.config import DataConfig, DataError
 from data.corpus.prepare import prepare
 from data.corpus.shards import TOKENIZER, TokenizerEntry, read_manifest
 from data.files import replace_directory, sha256, write_json
 from data.loading.mixture import open_mixture
+from model.config import ModelConfig
 from model.huggingface import NoCounterpart, architecture, huggingface_config, huggingface_weights
+from model.parameters import parameter_table
 from train.checkpoint.manifest import CheckpointError, damage, newest_first, step_of
 from train.checkpoint.state_files import Weights, read_weights
-from train.config import RunConfig, load_run
+from train.config import load_run
 
 
 class ExportError(UserError):
@@ -67,7 +69,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
     run = load_run(run_dir / "config.yaml")
     folder, done = _find(run_dir / "checkpoints", step)
     try:
-        weights = read_weights(folder, run.model)
+        weights = read_weights(folder, parameter_table(run.model))
     except (SafetensorError, ValueError) as error:
         raise CheckpointError(str(error)) from None
 
@@ -76,8 +78,16 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that died
     try:
         provenance = {"format": "pt", "run": run.name, "step": str(done)}
-        _write_plain(run, weights, provenance, partial / "plain")
-        target, left_out = _write_huggingface(run, run_dir, weights, provenance, partial)
+        _write_plain(dump_yaml(run), weights, provenance, partial / "plain")
+        target, tokenizer, left_out = None, None, []
+        try:
+            tokenizer = _write_tokenizer(_corpus(run.data, run_dir), run.model.context_length, partial)
+        except (DataError, FileNotFoundError) as error:
+            left_out.append(f"no tokenizer was written: {error}")
+        try:
+            target = _write_huggingface(run.model, weights, tokenizer, provenance, partial)
+        except NoCounterpart as error:
+            left_out.append(f"only plain/ can be loaded: {error}")
         for path in partial.rglob("*.safetensors"):  # which the library makes for their owner alone
             shutil.copymode(partial / "plain" / "config.yaml", path)
         replace_directory(partial, out)
@@ -85,32 +95,23 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         raise ExportError(f"{out}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return Exported(done, sum(weight.numel() for weight in weights.values()), target, left_out)
+    return Exported(done, sum(weight.numel() for weight in weights.values()), target, tuple(left_out))
 
 
-def _write_plain(run: RunConfig, weights: Weights, provenance: dict[str, str], out: Path) -> None:
+def _write_plain(config: str, weights: Weights, provenance: dict[str, str], out: Path) -> None:
     out.mkdir(parents=True)
-    (out / "config.yaml").write_text(dump_yaml(run), encoding="utf-8")
+    (out / "config.yaml").write_text(config, encoding="utf-8")
     save_file(weights, out / "model.safetensors", provenance)
 
 
 def _write_huggingface(
-    run: RunConfig, run_dir: Path, weights: Weights, provenance: dict[str, str], out: Path
-) -> tuple[str | None, tuple[str, ...]]:
-    """Write what transformers reads; return the class that reads it, and what was left out and why."""
-    left_out, tokenizer = [], None
-    try:
-        tokenizer = _write_tokenizer(run, run_dir, out)
-    except (DataError, FileNotFoundError) as error:
-        left_out.append(f"no tokenizer was written: {error}")
-    try:
-        name = architecture(run.model).name
-    except NoCounterpart as error:
-        return None, (*left_out, f"only plain/ can be loaded: {error}")
-    save_file(huggingface_weights(run.model, weights), out / "model.safetensors", provenance)
-    settings = huggingface_config(run.model, tokenizer.end_of_text_id if tokenizer else None)
-    write_json(out / "config.json", settings)
-    return name, tuple(left_out)
+    model: ModelConfig, weights: Weights, tokenizer: TokenizerEntry | None, provenance: dict[str, str], out: Path
+) -> str:
+    """Write what transformers reads; return the class that reads it. Raises `NoCounterpart`."""
+    name = architecture(model).name
+    save_file(huggingface_weights(model, weights), out / "model.safetensors", provenance)
+    write_json(out / "config.json", huggingface_config(model, tokenizer.end_of_text_id if tokenizer else None))
+    return name
 
 
 def _find(folder: Path, step: int | None) -> tuple[Path, int]:
@@ -133,9 +134,8 @@ def _find(folder: Path, step: int | None) -> tuple[Path, int]:
     raise CheckpointError(f"{folder}: no checkpoint {'' if step is None else f'of step {step} '}is intact")
 
 
-def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry:
-    """Copy the tokenizer of the run's corpus, with the settings that `AutoTokenizer` needs."""
-    corpus = _corpus(run, run_dir)
+def _write_tokenizer(corpus: Path, context_length: int, out: Path) -> TokenizerEntry:
+    """Copy the tokenizer of a prepared corpus, with the settings that `AutoTokenizer` needs."""
     entry = read_manifest(corpus).tokenizer
     if sha256(corpus / TOKENIZER) != entry.sha256:
         raise DataError(f"'{corpus / TOKENIZER}' is damaged; delete '{corpus}' and prepare it again")
@@ -143,25 +143,25 @@ def _write_tokenizer(run: RunConfig, run_dir: Path, out: Path) -> TokenizerEntry
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **({"bos_token": entry.end_of_text, "eos_token": entry.end_of_text} if entry.end_of_text else {}),
-        "model_max_length": run.model.context_length,
+        "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
     }
     write_json(out / "tokenizer_config.json", settings)
     return entry
 
 
-def _corpus(run: RunConfig, run_dir: Path) -> Path:
-    """Find the corpus that the run was trained on; of a mixture, one with its tokenizer."""
-    if run.data.mixture:
-        return open_mixture(run.data).components[0].corpus.directory
-    if run.data.prepared:
-        return Path(run.data.prepared)
+def _corpus(data: DataConfig, run_dir: Path) -> Path:
+    """Find the corpus that the run in `run_dir` was trained on; of a mixture, one with its tokenizer."""
+    if data.mixture:
+        return open_mixture(data).components[0].corpus.directory
+    if data.prepared:
+        return Path(data.prepared)
     try:
         name = read_record(run_dir / RECORD).identity.corpus
     except FileNotFoundError:
-        return prepare(run.data)  # not finished yet, so training would do the same
+        return prepare(data)  # not finished yet, so training would do the same
     except RecordError as error:
         raise DataError(str(error)) from None
     if name is None:
         raise DataError(f"{run_dir / RECORD}: corpus: is missing")
-    return Path(run.data.directory) / name
+    return Path(data.directory) / name

@@ -20,10 +20,9 @@ import torch.distributed as dist
 from deepspeed.checkpoint.constants import DS_AUTOTP_UC_META
 from torch import Tensor, nn
 
-from model.transformer import parameter_shapes
+from model.parameters import ParameterTable
 from train.checkpoint.slices import Place, in_columns, in_rows
 from train.checkpoint.state_files import KINDS, Fragment
-from train.config import RunConfig
 from train.distributed.topology import Topology
 from train.engine.engine import named_parameters
 
@@ -32,18 +31,18 @@ class UnsupportedEngine(ValueError):
     """The engine keeps its state where this program cannot reach it."""
 
 
-def fragments(engine: Any, run: RunConfig, topology: Topology) -> Iterator[Fragment]:
+def fragments(engine: Any, table: ParameterTable, topology: Topology) -> Iterator[Fragment]:
     """Yield all that this process holds, between two optimizer steps.
 
     Raises:
         UnsupportedEngine: for optimizer states on NVMe, and parameters that are not those of `GPT`.
     """
-    shapes = parameter_shapes(run.model)
-    for index, (name, parameter) in enumerate(named_parameters(engine, run)):
+    for index, (name, parameter) in enumerate(named_parameters(engine)):
         here = tuple(getattr(parameter, "ds_shape", parameter.shape))
         cut = getattr(parameter, DS_AUTOTP_UC_META, {"partition_dim": None, "original_shape": here})
-        if shapes.get(name) != cut["original_shape"]:
-            raise UnsupportedEngine(f"'{name}' is {here} on this process, and {shapes.get(name)} in the model")
+        shape = table[name].shape if name in table else None
+        if shape != cut["original_shape"]:
+            raise UnsupportedEngine(f"'{name}' is {here} on this process, and {shape} in the model")
         held = _locate(engine, parameter)
         if held is None:
             continue
@@ -104,7 +103,7 @@ def _optimizer_state(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str
     return state
 
 
-def without_gradient(engine: Any, run: RunConfig, topology: Topology) -> list[str]:
+def without_gradient(engine: Any, table: ParameterTable, topology: Topology) -> list[str]:
     """Return the parameters that no gradient has ever reached: AdamW's first moment is zero in every entry.
 
     Every process must call this, between two optimizer steps. Where nothing at all has been updated, as while fp16
@@ -112,7 +111,7 @@ def without_gradient(engine: Any, run: RunConfig, topology: Topology) -> list[st
     """
     reached: dict[str, bool] = {}
     with suppress(UnsupportedEngine):
-        for fragment in fragments(engine, run, topology):
+        for fragment in fragments(engine, table, topology):
             reached[fragment.name] = reached.get(fragment.name, False) or bool(fragment.view("exp_avg").any())
     parts: list[dict[str, bool]] = [{}] * topology.world_size
     dist.all_gather_object(parts, reached)

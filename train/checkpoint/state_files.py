@@ -24,13 +24,11 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from data.files import sync
-from model.config import ModelConfig
-from model.transformer import parameter_shapes
+from model.parameters import ParameterTable
 from train.checkpoint.manifest import THREADS, Checksums, read_manifest
 from train.checkpoint.slices import Place
 
 Weights = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
 _FILE_ENTRIES = 2**24
 """Entries of parameters in a file, 192 MiB with both moments."""
 
@@ -118,14 +116,14 @@ def _files(held: Iterable[Fragment]) -> Iterator[list[_Piece]]:
 class StateReader:
     """Reads stretches of parameters from the pieces in a checkpoint's directory."""
 
-    def __init__(self, folder: Path, shapes: Shapes) -> None:
-        """Open all files of states of a model with parameters of these shapes.
+    def __init__(self, folder: Path, table: ParameterTable) -> None:
+        """Open all files of states of a model with these parameters.
 
         Raises:
             SafetensorError: for one that is not such a file.
-            ValueError: for the same, and unless the parameters are exactly those of `shapes`.
+            ValueError: for the same, and unless the parameters are exactly those of `table`.
         """
-        self.folder, self._shapes = folder, shapes
+        self.folder, self._table = folder, table
         self._pieces: dict[tuple[str, str], list[tuple[Place, Any]]] = {}
         self._steps: dict[str, int] = {}
         for file_name in sorted(read_manifest(folder)["files"]):
@@ -168,24 +166,25 @@ class StateReader:
 
     def _row_length(self, name: str) -> int:
         """Entries of a row of a matrix, 1 for a vector and for what the model has not."""
-        shape = self._shapes.get(name, ())
+        shape = self._table[name].shape if name in self._table else ()
         return shape[1] if len(shape) == 2 else 1
 
     def _require_parameters(self) -> None:
         found = {name: max(place.end for place, _ in pieces) for (_, name), pieces in self._pieces.items()}
-        if missing := self._shapes.keys() - found.keys():
+        if missing := self._table.keys() - found.keys():
             raise ValueError(f"{self.folder}: there is no '{min(missing)}', which the run's model has")
-        if surplus := found.keys() - self._shapes.keys():
+        if surplus := found.keys() - self._table.keys():
             raise ValueError(f"{self.folder}: there is '{min(surplus)}', which the run's model has not")
-        for name, shape in self._shapes.items():
-            if found[name] != prod(shape):
-                raise ValueError(f"{self.folder}: '{name}' has {found[name]:,} entries, and in the run's model {shape}")
+        for name, info in self._table.items():
+            if found[name] != prod(info.shape):
+                here = f"'{name}' has {found[name]:,} entries"
+                raise ValueError(f"{self.folder}: {here}, and in the run's model {info.shape}")
 
 
 @torch.no_grad()
-def load_state(folder: Path, held: Iterable[Fragment], shapes: Shapes) -> None:
+def load_state(folder: Path, held: Iterable[Fragment], table: ParameterTable) -> None:
     """Overwrite fragments with a checkpoint's weights and moments. Raises as `StateReader`."""
-    reader = StateReader(folder, shapes)
+    reader = StateReader(folder, table)
     for fragment in held:
         place = fragment.place
         for kind in KINDS:
@@ -194,14 +193,15 @@ def load_state(folder: Path, held: Iterable[Fragment], shapes: Shapes) -> None:
         fragment.set_step(reader.step(fragment.name))
 
 
-def read_weights(folder: Path, config: ModelConfig) -> Weights:
-    """Return the fp32 weights in a checkpoint under their names in `GPT(config)`, in its order.
+def read_weights(folder: Path, table: ParameterTable) -> Weights:
+    """Return the fp32 weights in a checkpoint under their names in `GPT`, in its order.
 
     From 16-bit runs these are the fp32 master weights. Raises as `StateReader`.
     """
-    shapes = parameter_shapes(config)
-    reader = StateReader(folder, shapes)
-    return {name: reader.read("weight", name, 0, prod(shape)).view(shape).float() for name, shape in shapes.items()}
+    reader = StateReader(folder, table)
+    return {
+        name: reader.read("weight", name, 0, prod(info.shape)).view(info.shape).float() for name, info in table.items()
+    }
 
 
 def write_file(path: Path, content: bytes) -> dict[str, Any]:

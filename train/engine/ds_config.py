@@ -6,57 +6,57 @@ from pathlib import Path
 from typing import Any
 
 from configs.reader import ConfigError, Problem
-from train.config import RunConfig
+from train.config import StepPlan
 from train.distributed.topology import uses_gpu
 
 Tree = dict[str, Any]
 
 
-def derive(run: RunConfig, data_parallel: int) -> Tree:
-    """Return the DeepSpeed configuration that `run` implies on `data_parallel` replicas."""
-    stage = run.zero_stage
+def derive(plan: StepPlan, data_parallel: int) -> Tree:
+    """Return the DeepSpeed configuration that a step implies on `data_parallel` replicas."""
+    stage = plan.zero_stage
     # In plain fp32 our own optimizer clips (train/engine/optimizer.py); everywhere else DeepSpeed's wrapper does.
-    clips_itself = run.precision == "fp32" and stage == 0
+    clips_itself = plan.precision == "fp32" and stage == 0
     # DeepSpeed would round what has been summed in fp32 to bf16 between replicas.
-    sums = run.train.gradient_dtype if run.precision == "bf16" else run.precision
+    sums = plan.train.gradient_dtype if plan.precision == "bf16" else plan.precision
     tree: Tree = {
-        "train_batch_size": run.train.global_batch_size,
-        "train_micro_batch_size_per_gpu": run.train.micro_batch_size,
-        "gradient_accumulation_steps": run.train.global_batch_size // (run.train.micro_batch_size * data_parallel),
-        "gradient_clipping": 0.0 if clips_itself else run.optimizer.gradient_clipping,
+        "train_batch_size": plan.train.global_batch_size,
+        "train_micro_batch_size_per_gpu": plan.train.micro_batch_size,
+        "gradient_accumulation_steps": plan.train.micro_batches(data_parallel),
+        "gradient_clipping": 0.0 if clips_itself else plan.optimizer.gradient_clipping,
         "zero_optimization": {"stage": stage},
-        "bf16": {"enabled": run.precision == "bf16"},
-        "fp16": {"enabled": run.precision == "fp16"},
+        "bf16": {"enabled": plan.precision == "bf16"},
+        "fp16": {"enabled": plan.precision == "fp16"},
         "communication_data_type": sums,
         "steps_per_print": 10**12,
         "timers": {"throughput": {"enabled": False}},  # it would wait for the GPU twice in every step
         "wandb": {"enabled": False},
     }
-    if run.precision == "bf16":
-        tree["data_types"] = {"grad_accum_dtype": run.train.gradient_dtype}
-    if run.parallel.offload_optimizer:
+    if plan.precision == "bf16":
+        tree["data_types"] = {"grad_accum_dtype": plan.train.gradient_dtype}
+    if plan.parallel.offload_optimizer:
         tree["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": uses_gpu()}
         # DeepSpeed's own Adam for CPUs needs a compiler on every machine; PyTorch's is fused too.
         tree["zero_force_ds_cpu_optimizer"] = False
-    if run.parallel.tensor_parallel > 1:
-        tree["tensor_parallel"] = _tensor_parallel(run)
+    if plan.parallel.tensor_parallel > 1:
+        tree["tensor_parallel"] = _tensor_parallel(plan)
         del tree["train_batch_size"]  # DeepSpeed would expect a share for every process, those of one replica too
     return tree
 
 
-def _tensor_parallel(run: RunConfig) -> Tree:
+def _tensor_parallel(plan: StepPlan) -> Tree:
     """Say how AutoTP cuts the blocks; embeddings, norms and the output projection stay whole on each device."""
     column = {"partition_type": "column", "partition_dim": 0}
     cuts = [
         # q, k and v lie one after the other, as do SwiGLU's gate and value: each of them is cut.
         column | {"patterns": [r".*attention\.qkv\.weight$"], "shape": [3, -1]},
-        column | {"patterns": [r".*mlp\.up\.weight$"], "shape": [2 if run.model.mlp == "swiglu" else 1, -1]},
+        column | {"patterns": [r".*mlp\.up\.weight$"], "shape": [2 if plan.model.mlp == "swiglu" else 1, -1]},
         {"partition_type": "row", "patterns": [r".*attention\.out\.weight$", r".*mlp\.down\.weight$"]},
         # Whole, but applied to this device's heads alone: the gradients of all are summed.
         {"partition_type": "skip", "patterns": [r".*[qk]_norm\.weight$"], "grad_allreduce": True},
     ]
     return {
-        "autotp_size": run.parallel.tensor_parallel,
+        "autotp_size": plan.parallel.tensor_parallel,
         "partition_config": {"use_default_specs": False, "layer_specs": cuts},
     }
 
@@ -108,7 +108,7 @@ _OUR_KEYS = {
 }
 
 
-def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) -> Tree:
+def merge_user_config(plan: StepPlan, derived: Tree, user: Tree, source: str) -> Tree:
     """Merge a user's ds.json under the derived configuration.
 
     `"auto"` stands for the derived value, as in Hugging Face's integration. The `wandb` block is dropped: this
@@ -119,8 +119,8 @@ def merge_user_config(run: RunConfig, derived: Tree, user: Tree, source: str) ->
     """
     # What a user would write, where `derived` holds something else.
     expected = derived | {
-        "gradient_clipping": run.optimizer.gradient_clipping,
-        "train_batch_size": run.train.global_batch_size,
+        "gradient_clipping": plan.optimizer.gradient_clipping,
+        "train_batch_size": plan.train.global_batch_size,
         "zero_optimization": {"offload_optimizer": {"device": "none"}} | derived["zero_optimization"],
     }
     problems = []

@@ -14,11 +14,12 @@ from deepspeed.utils import groups
 from torch import Tensor, nn
 
 from model.init import initialise
+from model.parameters import ParameterTable
 from model.transformer import GPT
-from train.config import RunConfig
+from train.config import StepPlan
 from train.distributed.topology import Topology
 from train.engine.optimizer import ClippingAdamW, adamw, set_learning_rate
-from train.engine.pipeline_module import build_pipeline, pipeline_parameters
+from train.engine.pipeline_module import GPTPipeline
 
 _LINEAR = F.linear
 
@@ -26,31 +27,35 @@ MicroBatch = tuple[Tensor, Tensor]
 """Tokens (B, T) and next tokens (B, T)."""
 
 
-def named_parameters(engine_or_module: Any, run: RunConfig) -> Iterator[tuple[str, nn.Parameter]]:
+def named_parameters(engine_or_module: Any) -> Iterator[tuple[str, nn.Parameter]]:
     """Yield the parameters held by this process under their names in `GPT`."""
     module = getattr(engine_or_module, "module", engine_or_module)
-    if run.parallel.pipeline_stages > 1:
-        yield from pipeline_parameters(module, run.model)
-    else:
-        yield from module.named_parameters()
+    yield from module.parameters_of_gpt() if isinstance(module, GPTPipeline) else module.named_parameters()
 
 
-def build_engine(run: RunConfig, topology: Topology, ds_config: dict[str, Any]) -> Any:
-    """Build the model, initialise it by name and seed, and wrap it in the engine that its topology needs."""
-    stages = None
-    module: Any
-    if run.parallel.pipeline_stages > 1:
-        module = build_pipeline(run.model, run.parallel.pipeline_stages, run.train)
-        stages = module._grid.get_pipe_parallel_group()
+def build_engine(plan: StepPlan, table: ParameterTable, seed: int, ds_config: dict[str, Any]) -> Any:
+    """Build the model, initialise it by name and seed, and wrap it in the engine that its topology needs.
+
+    Args:
+        plan: the step that the engine is to take.
+        table: the parameters of `plan.model`.
+        seed: decides the initial weights.
+        ds_config: DeepSpeed's configuration, as `ds_config.derive` makes it of `plan`.
+    """
+    stages, model, train = None, plan.model, plan.train
+    module: nn.Module
+    if plan.parallel.pipeline_stages > 1:
+        module = GPTPipeline(model, plan.parallel.pipeline_stages, train)
+        stages = module.stages
     else:
-        module = GPT(run.model, run.train.activation_checkpointing, run.train.compile)
-    parameters = list(named_parameters(module, run))
-    initialise(parameters, run.model, run.seed)
-    plain_fp32 = run.precision == "fp32" and run.zero_stage == 0
+        module = GPT(model, train.activation_checkpointing, train.compile)
+    parameters = list(named_parameters(module))
+    initialise(parameters, model, seed)
+    plain_fp32 = plan.precision == "fp32" and plan.zero_stage == 0
     optimizer = (
-        ClippingAdamW(parameters, run.optimizer, run.model, stages)
+        ClippingAdamW(parameters, plan.optimizer, table, stages)
         if plain_fp32
-        else adamw(parameters, run.optimizer, run.model)
+        else adamw(parameters, plan.optimizer, table)
     )
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine

@@ -8,34 +8,34 @@ import torch
 from data.loading.batches import Windows
 from data.loading.mixture import Mixture, training_windows
 from model.loss import IGNORE
-from train.config import RunConfig
+from train.config import TrainConfig
 from train.distributed.topology import Topology, uses_gpu
 from train.engine.engine import MicroBatch
 
 
-def training_batches(mixture: Mixture, run: RunConfig, step: int, topology: Topology) -> Iterator[MicroBatch]:
+def training_batches(
+    mixture: Mixture, train: TrainConfig, seed: int, step: int, topology: Topology
+) -> Iterator[MicroBatch]:
     """Yield the micro-batches of optimizer step `step` (from 0) for this process's replica.
 
     The global batch is a function of (seed, step) alone. Micro-batch k of replica r takes the k-th stretch of
     `micro_batch_size` rows among those of all replicas, so that one replica that accumulates sees the same rows in the
     same groups as several replicas side by side.
     """
-    size, replicas = run.train.micro_batch_size, topology.data_parallel
-    for k in range(run.train.global_batch_size // (size * replicas)):
+    size, replicas = train.micro_batch_size, topology.data_parallel
+    for k in range(train.micro_batches(replicas)):
         start = (k * replicas + topology.replica) * size
         rows = slice(start, start + size)
-        yield _split(
-            training_windows(mixture, run.seed, step, run.train.global_batch_size, run.train.sequence_length, rows)
-        )
+        yield _split(training_windows(mixture, seed, step, train.global_batch_size, train.sequence_length, rows))
 
 
-def validation_batches(windows: Windows, run: RunConfig, topology: Topology) -> tuple[list[MicroBatch], float]:
+def validation_batches(windows: Windows, micro_batch_size: int, topology: Topology) -> tuple[list[MicroBatch], float]:
     """Return this replica's share of the validation windows and the factor from `evaluate`'s mean to nats per token.
 
     The last micro-batches are filled up with rows whose targets do not count, so that every replica runs as many
     micro-batches of one shape; the factor undoes the zeros that they add to the mean.
     """
-    size, replicas = run.train.micro_batch_size, topology.data_parallel
+    size, replicas = micro_batch_size, topology.data_parallel
     per_replica = -(-len(windows) // (size * replicas))
     padded = np.full((per_replica * size * replicas, windows.sequence_length + 1), IGNORE, dtype=np.int64)
     padded[: len(windows)] = windows[:]

@@ -7,22 +7,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from model.config import ModelConfig
-from model.parametrization import rule
-from model.transformer import parameter_shapes
+from model.parameters import ParameterInfo, ParameterTable
 from train.config import OptimizerConfig
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
 
 
-def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model: ModelConfig) -> list[dict[str, Any]]:
+def parameter_groups(
+    parameters: NamedParameters, config: OptimizerConfig, table: ParameterTable
+) -> list[dict[str, Any]]:
     """Group parameters that are updated alike, as `model/parametrization.py` has it.
 
     `lr_multiplier` of a group is for `set_learning_rate`; everything else is AdamW's own.
     """
     alike: dict[_Multipliers, list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        alike.setdefault(_multipliers(name, model), []).append(parameter)
+        alike.setdefault(_multipliers(table[name]), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
             "params": members,
@@ -35,7 +35,7 @@ def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model
     ]
     # DeepSpeed adds the gradient norms of a pipeline's stages group by group: it would wait for ever for a group that
     # one stage lacks. So that all have as many, a stage without some kind of parameter splits the group of another.
-    kinds = {_multipliers(name, model) for name in parameter_shapes(model)}
+    kinds = {_multipliers(info) for info in table.values()}
     while len(groups) < len(kinds):
         largest = max(groups, key=lambda group: len(group["params"]))
         groups.append(largest | {"params": [largest["params"].pop()]})
@@ -45,10 +45,9 @@ def parameter_groups(parameters: NamedParameters, config: OptimizerConfig, model
 _Multipliers = tuple[float, float, float]
 
 
-def _multipliers(name: str, model: ModelConfig) -> _Multipliers:
+def _multipliers(info: ParameterInfo) -> _Multipliers:
     """Return what a parameter's learning rate, eps and weight decay are multiplied by."""
-    row = rule(name, model)
-    return row.lr, row.eps, row.decay
+    return info.rule.lr, info.rule.eps, info.rule.decay
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -57,9 +56,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate * group["lr_multiplier"]
 
 
-def adamw(parameters: NamedParameters, config: OptimizerConfig, model: ModelConfig) -> torch.optim.AdamW:
+def adamw(parameters: NamedParameters, config: OptimizerConfig, table: ParameterTable) -> torch.optim.AdamW:
     """Build the AdamW that DeepSpeed wraps (bf16, fp16, ZeRO); the wrapper clips."""
-    return torch.optim.AdamW(parameter_groups(parameters, config, model), **_settings(config))
+    return torch.optim.AdamW(parameter_groups(parameters, config, table), **_settings(config))
 
 
 def _settings(config: OptimizerConfig) -> dict[str, Any]:
@@ -79,7 +78,7 @@ class ClippingAdamW(torch.optim.AdamW):
         self,
         parameters: NamedParameters,
         config: OptimizerConfig,
-        model: ModelConfig,
+        table: ParameterTable,
         stages: dist.ProcessGroup | None,
     ) -> None:
         """Take named parameters and, under a pipeline, the group of its stages.
@@ -87,7 +86,7 @@ class ClippingAdamW(torch.optim.AdamW):
         A parameter whose `is_tied_copy` attribute is true is owned by another stage and left out of the norm.
         """
         named = list(parameters)
-        super().__init__(parameter_groups(named, config, model), **_settings(config))
+        super().__init__(parameter_groups(named, config, table), **_settings(config))
         self._owned = [p for _, p in named if not getattr(p, "is_tied_copy", False)]
         self._all = [p for _, p in named]
         self._stages = stages

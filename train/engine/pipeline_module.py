@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
+import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
@@ -32,27 +33,34 @@ def _layers(config: ModelConfig) -> list[tuple[str, LayerSpec]]:
     return [*layers, ("readout", LayerSpec(Readout, config))]
 
 
-def build_pipeline(config: ModelConfig, stages: int, train: TrainConfig) -> PipelineModule:
-    """Build this rank's stage; blocks are shared out evenly. Needs an initialised process group."""
-    module = PipelineModule(
-        [spec for _, spec in _layers(config)],
-        num_stages=stages,
-        loss_fn=partial(next_token_loss, compiled=train.compile),
-        partition_method="type:Block",
-        activation_checkpoint_interval=int(train.activation_checkpointing),
-        checkpointable_layers=["Block"],
-    )
-    if config.tie_embeddings and module.stage_id > 0:
-        for parameter in module.tied_modules.parameters():
-            parameter.is_tied_copy = True
-    if train.compile:
-        compile_blocks(module)
-    return module
+class GPTPipeline(PipelineModule):
+    """This process's stage of the model; blocks are shared out evenly. Needs an initialised process group."""
 
+    def __init__(self, config: ModelConfig, stages: int, train: TrainConfig) -> None:
+        """Build the stage; of `train` the recomputation of blocks and their compilation count."""
+        layers = _layers(config)
+        super().__init__(
+            [spec for _, spec in layers],
+            num_stages=stages,
+            loss_fn=partial(next_token_loss, compiled=train.compile),
+            partition_method="type:Block",
+            activation_checkpoint_interval=int(train.activation_checkpointing),
+            checkpointable_layers=["Block"],
+        )
+        self._layer_names = [name for name, _ in layers]
+        if config.tie_embeddings and self.stage_id > 0:
+            for parameter in self.tied_modules.parameters():
+                parameter.is_tied_copy = True
+        if train.compile:
+            compile_blocks(self)
 
-def pipeline_parameters(module: PipelineModule, config: ModelConfig) -> Iterator[tuple[str, nn.Parameter]]:
-    """Yield this stage's parameters under their names in `GPT`."""
-    names = [name for name, _ in _layers(config)]
-    for name, parameter in module.named_parameters():
-        first, _, rest = name.partition(".")
-        yield (rest if first == "tied_modules" else f"{names[int(first)]}.{rest}"), parameter
+    @property
+    def stages(self) -> dist.ProcessGroup:
+        """The processes that hold the stages of this one's replica."""
+        return self._grid.get_pipe_parallel_group()
+
+    def parameters_of_gpt(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield this stage's parameters under their names in `GPT`."""
+        for name, parameter in self.named_parameters():
+            first, _, rest = name.partition(".")
+            yield (rest if first == "tied_modules" else f"{self._layer_names[int(first)]}.{rest}"), parameter

@@ -32,7 +32,10 @@ class Validation:
             self.windows[name] = windows
             self.bytes_per_token[name] = target_bytes(corpus, windows) / (len(windows) * windows.sequence_length)
         self._topology = topology
-        self._batches = {name: validation_batches(windows, run, topology) for name, windows in self.windows.items()}
+        self._batches = {
+            name: validation_batches(windows, run.train.micro_batch_size, topology)
+            for name, windows in self.windows.items()
+        }
 
     @property
     def tokens(self) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from configs.cli import DESCRIPTIONS, Status
+from configs.reader import as_tree
 from configs.run_record import RunRecord, complete_record
 from data.files import only_process, require_writable
 from train.checkpoint.branching import branch_point
@@ -120,7 +121,7 @@ def run_sweep(
     require_writable(directory)
     directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
-        require_unchanged([(run.config, run.directory) for run in sweep.runs])
+        require_unchanged([(as_tree(run.config), run.directory) for run in sweep.runs])
         strays = stop(directory, sweep.config.grace_seconds) if processes_of(directory) else 0
         if strays:
             print(f"ended {strays} process(es) that an earlier sweep left in {directory}", file=sys.stderr)
@@ -270,7 +271,7 @@ class _Scheduler:
             siblings = [sibling.config for sibling in self.plan.sweep.runs]
             branch = start_of(run.config, run.directory, siblings)
             run = replace(run, config=replace(run.config, branch=branch))
-        store_config(run.config, run.directory)
+        store_config(as_tree(run.config), run.directory)
         number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:
             launched = f"run {worker.handed + 1} of {redact(' '.join(worker.command))}"

@@ -155,7 +155,7 @@ def _expand(sweep: SweepConfig, source: str, origin: Mapping[str, str], for_runs
         files |= dict.fromkeys(flatten(for_runs), "command line")
         try:
             run = _build_run(sweep, _lay(for_runs, _lay(chosen, lowest)), chosen, lowest, files, for_runs)
-            if sweep.trunk and (unfit := trunk_problem(run.config)) is not None:
+            if sweep.trunk and (unfit := trunk_problem(run.config.schedule)) is not None:
                 raise ConfigError([Problem(files.get(unfit[0], sweep.base), *unfit)])
             runs.append(run)
         except ConfigError as error:

@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from train.checkpoint.branching import stable_steps
 from train.checkpoint.manifest import damage, newest_first, step_of
 from train.config import BranchConfig, CheckpointConfig, RunConfig, load_run
 
@@ -30,9 +29,9 @@ def assign_branches(runs: Sequence[RunConfig]) -> list[RunConfig]:
 def _with_branch(run: RunConfig, course: list[RunConfig]) -> RunConfig:
     trunk = max(course, key=lambda other: other.steps)
     if run is trunk:
-        points = sorted({stable_steps(other) for other in course} - {0})
+        points = sorted({other.stable_steps for other in course} - {0})
         return replace(run, checkpoint=replace(run.checkpoint, branch_points=points))
-    step = min(stable_steps(run), stable_steps(trunk))
+    step = min(run.stable_steps, trunk.stable_steps)
     return replace(run, branch=BranchConfig(run=trunk.name, step=step) if step else None)
 
 
@@ -60,7 +59,7 @@ def start_of(run: RunConfig, run_dir: Path, others: Sequence[RunConfig]) -> Bran
         BranchConfig(run=other.name, step=step)
         for other in siblings
         for step in _kept_points(run_dir.parent / other.name)
-        if step <= min(stable_steps(run), stable_steps(other))
+        if step <= min(run.stable_steps, other.stable_steps)
     ]
     return max(shared, key=lambda branch: branch.step, default=None)
 

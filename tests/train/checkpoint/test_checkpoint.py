@@ -24,7 +24,8 @@ from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler
 from configs.cli import Status
 from data.files import tree_hash
 from model.init import initialise
-from model.transformer import GPT, parameter_shapes
+from model.parameters import parameter_table
+from model.transformer import GPT
 from train.checkpoint import checkpoint, manifest
 from train.checkpoint import state_files as statefiles
 from train.checkpoint.manifest import CheckpointError, NotSaved, damage, newest_first, prune
@@ -32,6 +33,7 @@ from train.checkpoint.state_files import StateReader, read_weights
 from train.config import RunConfig, load_run
 from train.distributed.topology import Topology
 from train.engine.optimizer import adamw
+from train.loop import checkpoints_of
 from train.supervision.failures import LossScaleFloor, known_failures
 
 ALONE = Topology(rank=0, world_size=1, local_rank=0, pipeline_stages=1)
@@ -63,7 +65,7 @@ def stand_in(run: RunConfig, steps: int) -> Any:
     """What a checkpoint takes from DeepSpeed's engine, after some updates with the same gradients every time."""
     model = GPT(run.model)
     initialise(list(model.named_parameters()), run.model, run.seed)
-    optimizer = adamw(model.named_parameters(), run.optimizer, run.model)
+    optimizer = adamw(model.named_parameters(), run.optimizer, parameter_table(run.model))
     draw = torch.Generator().manual_seed(1)
     for _ in range(steps):
         for parameter in model.parameters():
@@ -81,8 +83,12 @@ def stand_in(run: RunConfig, steps: int) -> Any:
     )
 
 
+def checkpoints(run: RunConfig, run_dir: Path) -> checkpoint.Checkpoints:
+    return checkpoints_of(run, run_dir, parameter_table(run.model), ALONE)
+
+
 def save(run: RunConfig, run_dir: Path, step: int) -> None:
-    checkpoint.save(stand_in(run, step), run, run_dir, step, {"attempt": step}, ALONE)
+    checkpoints(run, run_dir).save(stand_in(run, step), step, {"attempt": step})
 
 
 def whole_steps(run_dir: Path) -> list[int]:
@@ -96,7 +102,7 @@ def names(run_dir: Path) -> list[str]:
 def require_resumed(run: RunConfig, run_dir: Path, step: int) -> None:
     """Resume, and compare weights and moments with those of a run that was never stopped."""
     engine, expected = stand_in(run, 0), stand_in(run, step)
-    assert checkpoint.resume(engine, run, run_dir, ALONE) == checkpoint.Resumed(step, {"attempt": step})
+    assert checkpoints(run, run_dir).resume(engine) == checkpoint.Resumed(step, {"attempt": step})
     assert engine.global_samples == 8 * step
     for ours, theirs in zip(engine.module.parameters(), expected.module.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -174,8 +180,7 @@ def test_pruning_counts_whole_checkpoints_only(run: RunConfig, tmp_path: Path) -
 
     def four() -> None:
         for step in (1, 2, 3, 4):
-            engine = stand_in(run, step)
-            checkpoint.save(engine, keeps_all, tmp_path, step, {"attempt": step}, ALONE)
+            save(keeps_all, tmp_path, step)
 
     assert in_fork(four) == 0
     (folder / "step-00000004/manifest.json").unlink()
@@ -218,11 +223,11 @@ def test_states_are_cut_into_files_and_read_in_any_stretch(
     path = tmp_path / "checkpoints/step-00000002"
     assert len(list(path.glob("state-*"))) > 5
     expected = dict(stand_in(run, 2).module.named_parameters())
-    weights = read_weights(path, run.model)
+    weights = read_weights(path, parameter_table(run.model))
     assert list(weights) == list(expected)
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
 
-    reader = StateReader(path, parameter_shapes(run.model))
+    reader = StateReader(path, parameter_table(run.model))
     flat = expected["embedding.weight"].detach().flatten()
     assert torch.equal(reader.read("weight", "embedding.weight", 990, 2020), flat[990:3010])
     with pytest.raises(ValueError, match=r"entry 4,800 of weight of 'embedding.weight' is not there"):
@@ -240,8 +245,8 @@ def test_loss_scale_of_fp16_goes_on(run: RunConfig, tmp_path: Path) -> None:
         engine, new = scaled(), scaled()
         history = {"cur_scale": 2.0**12, "cur_iter": 40, "last_overflow_iter": 7, "cur_hysteresis": 1}
         vars(engine.optimizer.loss_scaler).update(history)
-        checkpoint.save(engine, run, tmp_path, 1, {}, ALONE)
-        checkpoint.resume(new, run, tmp_path, ALONE)
+        checkpoints(run, tmp_path).save(engine, 1, {})
+        checkpoints(run, tmp_path).resume(new)
         assert vars(new.optimizer.loss_scaler) == vars(engine.optimizer.loss_scaler)
 
     assert in_fork(goes_on) == 0
@@ -264,7 +269,7 @@ def test_other_model_and_other_format_are_named(run: RunConfig, tmp_path: Path) 
 
     def other_model() -> None:
         with pytest.raises(CheckpointError, match=r"there is no 'blocks\.2\."):
-            checkpoint.resume(stand_in(deeper, 0), deeper, tmp_path, ALONE)
+            checkpoints(deeper, tmp_path).resume(stand_in(deeper, 0))
 
     assert in_fork(other_model) == 0
     old = json.loads((path / "manifest.json").read_text()) | {"format": 1}

@@ -173,13 +173,14 @@ def test_a_gpu_allocates_what_is_planned(size: str, micro_batch_size: int, compi
     """Within 10 % for training on one GPU in bf16."""
     program = """
 import json, sys, torch
-from measure_memory import run_of
-from train.engine.ds_config import derive
-from train.engine import build_engine, train_step
+from model.parameters import parameter_table
+from tests.helpers.measure_memory import run_of
 from train.distributed.topology import connect, launched_topology
+from train.engine.ds_config import derive
+from train.engine.engine import build_engine, train_step
 run, topology = run_of(json.loads(sys.argv[1])), launched_topology(1)
 connect(topology)
-engine = build_engine(run, topology, derive(run, 1))
+engine = build_engine(run.step_plan, parameter_table(run.model), run.seed, derive(run.step_plan, 1))
 tokens = torch.randint(run.model.vocab_size, (run.train.micro_batch_size, run.train.sequence_length))
 for _ in range(3):
     train_step(engine, [(tokens, tokens)] * 2, 1e-4, topology)
@@ -197,7 +198,7 @@ print("bytes", torch.cuda.max_memory_allocated())
     done = subprocess.run(
         [sys.executable, "-c", program, json.dumps(tree)],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "DS_ACCELERATOR": "cuda"},
+        env=os.environ | {"PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cuda"},
         capture_output=True,
         text=True,
         check=True,

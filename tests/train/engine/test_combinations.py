@@ -109,19 +109,21 @@ def test_fp16_is_for_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_ds_json_decides_nothing_behind_the_runs_back(user: dict[str, Any], message: str) -> None:
-    run = load_run(TINY)
+    plan = load_run(TINY).step_plan
     with pytest.raises(ConfigError) as caught:
-        merge_user_config(run, derive(run, 1), user, "ds.json")
+        merge_user_config(plan, derive(plan, 1), user, "ds.json")
     assert message in str(caught.value)
 
 
 def test_a_ds_json_may_tune_what_the_run_has_chosen() -> None:
-    run = load_run(TINY, ["--precision=fp16", "--parallel.offload_optimizer=true", "--parallel.zero_stage=2"])
+    plan = load_run(
+        TINY, ["--precision=fp16", "--parallel.offload_optimizer=true", "--parallel.zero_stage=2"]
+    ).step_plan
     user = {
         "fp16": {"enabled": True, "loss_scale_window": 100, "initial_scale_power": 10},
         "zero_optimization": {"offload_optimizer": {"device": "cpu", "ratio": 0.5}, "reduce_bucket_size": 1000},
     }
-    tree = merge_user_config(run, derive(run, 1), user, "ds.json")
+    tree = merge_user_config(plan, derive(plan, 1), user, "ds.json")
     assert tree["fp16"] == user["fp16"]
     assert tree["zero_optimization"]["offload_optimizer"]["ratio"] == 0.5
     assert tree["zero_optimization"]["reduce_bucket_size"] == 1000

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from configs.cli import Status
+from configs.reader import as_tree
 from tests.conftest import Ranks, read_record, read_rows, run_ranks, wait_for
 from train.checkpoint.stored_config import store_config
 from train.config import load_run
@@ -30,7 +31,7 @@ class Worker:
     def enqueue(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
         """Hand over the next run, and wait until it is done or the worker has ended."""
         if run_dir is not None:
-            store_config(load_run(self.config, list(overrides)), run_dir)
+            store_config(as_tree(load_run(self.config, list(overrides))), run_dir)
         self.handed += 1
         enqueue(self.directory, Job(self.handed, run_dir))
         while wait and jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:

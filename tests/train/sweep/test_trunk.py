@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from configs.reader import ConfigError
+from configs.reader import ConfigError, as_tree
 from tests.conftest import ROOT, read_record, read_rows
 from tests.train.launch.test_scheduler import FAKE, launches
 from tests.train.launch.test_worker import Worker, result
 from train.checkpoint.manifest import newest_first, prune, step_of, write_manifest
-from train.checkpoint.stored_config import require_same_prefix, store_config
+from train.checkpoint.stored_config import store_config
 from train.config import BranchConfig, load_run
 from train.engine.lr_schedule import lr_multiplier
 from train.launch.devices import Devices, Slot
 from train.launch.plan import make_plan, plan_summary
 from train.launch.scheduler import SweepOutcome, run_sweep
+from train.run import require_same_prefix
 from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
 from train.sweep.trunk import start_of
@@ -148,7 +149,7 @@ def test_another_run_is_no_trunk(tmp_path: Path) -> None:
     short, _, trunk = sweep.runs
     with pytest.raises(ConfigError, match="there is no run to branch off from"):
         require_same_prefix(short.config, short.directory)
-    store_config(trunk.config, trunk.directory)
+    store_config(as_tree(trunk.config), trunk.directory)
     require_same_prefix(short.config, short.directory)
     for other, said in [
         (replace(short.config, seed=1), "seed: is 1 here, and 0 in the run that branch.run names"),
