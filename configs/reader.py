@@ -5,6 +5,7 @@ A configuration class lives beside its owner (`model/config.py`, `data/config.py
 
 - `extends: other.yaml` (relative to the file; mappings merge key by key, everything else replaces),
 - `--a.b=c` overrides,
+- names that keys had before read as those of today (`configs/renamed.py`),
 - types checked strictly, unknown keys refused with the nearest valid one,
 - a `problems()` method on any configuration class for combinations that cannot work,
 - YAML without its surprises: `1e-4` is a number and `1e3` a whole one, `no` is a word, a key given twice is an error.
@@ -24,6 +25,8 @@ from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_ori
 
 import pydantic
 import yaml
+
+from configs import renamed
 
 T = TypeVar("T")
 Tree = dict[str, Any]
@@ -154,15 +157,15 @@ class _Dumper(yaml.SafeDumper):
 # ------------------------------------------------------------------------------- files and overrides
 
 
-def read_tree(path: Path) -> tuple[Tree, dict[str, str]]:
-    """Read `path` and all that it extends.
+def read_tree(path: Path, tell: bool = True) -> tuple[Tree, dict[str, str]]:
+    """Read `path` and all that it extends; `tell` says on stderr which names in it are old.
 
-    Returns the merged tree and, for every dotted key, the file that set it last.
+    Returns the merged tree, in today's names, and, for every dotted key, the file that set it last.
     """
-    return _read_chain(Path(path), ())
+    return _read_chain(Path(path), (), tell)
 
 
-def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str]]:
+def _read_chain(path: Path, seen: tuple[Path, ...], tell: bool) -> tuple[Tree, dict[str, str]]:
     source = str(path)
     try:
         here = path.resolve()
@@ -182,15 +185,26 @@ def _read_chain(path: Path, seen: tuple[Path, ...]) -> tuple[Tree, dict[str, str
         parents = [parents]
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
         raise ConfigError([Problem(source, "extends", "must be a file name or a list of file names")])
+    tree = _today(tree, source, tell)
     merged: Tree = {}
     origin: dict[str, str] = {}
     for parent in parents:
-        base, base_origin = _read_chain(path.parent / parent, (*seen, here))
+        base, base_origin = _read_chain(path.parent / parent, (*seen, here), tell)
         merged = merge(merged, base)
         origin |= base_origin
     merged = merge(merged, tree)
     origin |= dict.fromkeys(_dotted(tree), source)
     return merged, origin
+
+
+def _today(tree: Tree, source: str, tell: bool = True) -> Tree:
+    """Return a tree in today's names. Raises `ConfigError` where old ones cannot be understood."""
+    found = renamed.current(tree)
+    if found.problems:
+        raise ConfigError([Problem(source, key, message) for key, message in found.problems])
+    if tell:
+        renamed.tell(source, found.remarks)
+    return found.tree
 
 
 def _siblings(path: Path) -> list[str]:
@@ -218,7 +232,7 @@ def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def parse_overrides(arguments: list[str]) -> Tree:
-    """Turn `--a.b=c` arguments into a tree; `c` is read as YAML, so `[1, 2]` and `1e-4` work.
+    """Turn `--a.b=c` arguments into a tree in today's names; `c` is read as YAML, so `[1, 2]` and `1e-4` work.
 
     Raises:
         ConfigError: for an argument of another form.
@@ -242,7 +256,7 @@ def parse_overrides(arguments: list[str]) -> Tree:
         tree = merge(tree, node)
     if problems:
         raise ConfigError(problems)
-    return tree
+    return _today(tree, "command line")
 
 
 # ---------------------------------------------------------------------------------------- validation
@@ -253,6 +267,7 @@ def load(
     path: Path | str,
     overrides: list[str] | None = None,
     expand: Callable[[Tree], Tree] | None = None,
+    tell: bool = True,
 ) -> T:
     """Read a YAML file into `cls`.
 
@@ -262,11 +277,12 @@ def load(
         overrides: `--a.b=c` arguments; they win over the file.
         expand: fills in defaults that depend on other keys (a named model size, say). It receives the merged
             tree before validation and may raise `ConfigError`.
+        tell: say on stderr which names in the file are old.
 
     Raises:
         ConfigError: with every problem found.
     """
-    tree, origin = read_tree(Path(path))
+    tree, origin = read_tree(Path(path), tell)
     given = parse_overrides(overrides or [])
     tree = merge(tree, given)
     origin |= dict.fromkeys(_dotted(given), "command line")

@@ -21,7 +21,7 @@ from configs.reader import as_tree, dump_yaml
 from configs.run_record import complete_record
 from model.counts import count_parameters
 from scaling.design.optimal_design import Candidates
-from scaling.design.stopping import StoppingRule, reasons, should_stop
+from scaling.design.stopping import MIN_RUNS, StoppingRule, reasons, should_stop
 from scaling.errors import FitError, TableError
 from scaling.studies.curve_bands import MIN_RUNGS
 from scaling.tables.read import read_table
@@ -99,9 +99,9 @@ def _unneeded(sweep: Sweep) -> Mapping[str, str]:
     """Return the runs that the rule `stop` does without, with the reason, by what is complete."""
     rule = sweep.config.stop
     left = [run for run in sweep.runs if complete_record(run.directory) is None]
-    if rule is None or not left or len(sweep.runs) - len(left) < rule.at_least:
+    if rule is None or not left or len(sweep.runs) - len(left) < MIN_RUNS:
         return {}
-    asked = StoppingRule(rule.params, rule.tokens, rule.width, rule.level, rule.negligible)
+    asked = StoppingRule(rule.params, rule.tokens, rule.width)
     try:
         verdict = should_stop(read_table(sweep.config.directory), asked, _candidates(left))
     except (TableError, FitError):  # runs of too few sizes or budgets determine no law yet

@@ -1,6 +1,5 @@
 """What a training run is. One YAML file, read into one `RunConfig`, decides everything about a run."""
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -235,64 +234,30 @@ class BranchConfig:
 
 @config
 class SpikeConfig:
-    """When the loss spikes: what counts as one, and how far training goes back."""
+    """When the loss spikes: what counts as one (with the constants of `train/stability/spike_detector.py`), and how far
+    training goes back."""
 
     enabled: bool = True
     """Judge the steps. Off, a loss that is not finite still ends the run."""
-    window: int = 128
-    """Accepted steps that the median and MAD are taken over."""
-    history: int = 64
-    """Accepted steps before the first judgement."""
-    span: int = 5
-    """Neighbouring steps that are looked at together."""
     loss_z: float = 5.0
     """Deviation from which a loss is an outlier, in robust standard deviations."""
-    loss_rise: float = 0.05
-    """Least rise above the median loss, as a fraction of it, of an outlier and of a step that drifts."""
     norm_z: float = 8.0
     """Deviation from which a logarithm of the gradient norm is an outlier, in robust standard deviations."""
-    loss_count: int = 3
-    """Loss outliers within `span` steps that make a spike."""
-    norm_count: int = 2
-    """Gradient outliers within `span` steps that make a spike together with one loss outlier."""
-    drift_span: int = 20
-    """Steps of which half must lie `drift_z` above to make a spike that the noise of a small batch hides."""
-    drift_z: float = 2.0
-    """Deviation of such steps, in robust standard deviations."""
-    recovery_z: float = 3.0
-    """A spike is over when `span` losses in a row deviate by less, and under a quarter of `drift_span` drift."""
     patience: int = 64
     """Steps within which a spike must be over by itself; otherwise training is rolled back."""
-    severe_rise: float = 0.5
-    """Rise above the median loss, as a fraction of it, that is given no such patience in `loss_count` steps of
-    `span`."""
-    non_finite: int = 3
-    """Steps in a row without a finite loss and gradient norm, none of which updates the weights, before a rollback."""
     rollback_margin: int = 100
     """Training goes back to a checkpoint at least so many steps before the first sign of the spike."""
     max_rollbacks: int = 3
-    """Rollbacks allowed within `rollback_window` steps; the run has diverged when one more is needed."""
-    rollback_window: int = 1000
-    """Steps within which rollbacks are counted; each of them skips twice as many batches as the one before."""
-
-    @property
-    def reach(self) -> int:
-        """Steps that a rollback goes back at most from where it is decided, but for the distance of checkpoints."""
-        return self.rollback_margin + self.patience + self.drift_span if self.enabled else 0
+    """Rollbacks allowed within 1,000 steps; the run has diverged when one more is needed."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
-        for entry in dataclasses.fields(self):
-            value, least = getattr(self, entry.name), 1 if entry.type is int else 0
-            if entry.type is not bool and value < least:
-                yield entry.name, f"{value} must be at least {least}"
-        if self.span > self.drift_span:
-            yield "span", f"{self.span} is more than drift_span={self.drift_span}; nearest is {self.drift_span}"
-        if self.history > self.window:
-            yield "history", f"{self.history} is more than window={self.window}; nearest is {self.window}"
-        for key in ("loss_count", "norm_count"):
-            if getattr(self, key) > self.span:
-                yield key, f"{getattr(self, key)} is more than span={self.span}; nearest is {self.span}"
+        for key in ("patience", "rollback_margin", "max_rollbacks"):
+            if getattr(self, key) < 1:
+                yield key, f"{getattr(self, key)} must be at least 1"
+        for key in ("loss_z", "norm_z"):
+            if getattr(self, key) < 0:
+                yield key, f"{getattr(self, key)} must not be negative"
 
 
 @config
@@ -563,6 +528,14 @@ def load_run(path: Path | str, overrides: list[str] | None = None) -> RunConfig:
         if key in given and other not in given:
             overrides.append(f"{other}=null")
     return load(RunConfig, path, overrides, expand_run)
+
+
+def load_stored(path: Path) -> RunConfig:
+    """Read the config.yaml of a run, whichever version wrote it. Raises `ConfigError`.
+
+    Nothing is said of names that are old: when the run goes on, it writes the file anew.
+    """
+    return load(RunConfig, path, expand=expand_run, tell=False)
 
 
 def batch_problem(train: TrainConfig, data_parallel: int) -> str | None:

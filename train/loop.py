@@ -20,7 +20,7 @@ from train.engine.micro_batches import training_batches
 from train.engine.random_state import seed_all
 from train.engine.validation_loss import Losses, Validation
 from train.exit_codes import RunEnded
-from train.stability.spike_detector import Kind, Verdict
+from train.stability.spike_detector import Kind, Verdict, rollback_reach
 from train.stability.spike_guard import RecoveryState, Rollback, SpikeGuard
 from train.supervision.heartbeat import HeartbeatWriter
 from train.supervision.preemption import Preempted, StopRequest
@@ -83,7 +83,7 @@ def checkpoints_of(run: RunConfig, run_dir: Path, table: ParameterTable, topolog
     return Checkpoints(
         run_dir,
         run.checkpoint,
-        reach=run.spikes.reach,
+        reach=rollback_reach(run.spikes),
         table=table,
         topology=topology,
         spread=describe_spread(topology, run.zero_stage, run.precision),

@@ -12,7 +12,7 @@ from data.loading.mixture import Mixture, open_mixture
 from train.checkpoint.branching import trunk_problem
 from train.checkpoint.manifest import newest_first
 from train.checkpoint.stored_config import changed_keys
-from train.config import RunConfig, batch_problem, load_run
+from train.config import RunConfig, batch_problem, load_stored
 from train.distributed.rendezvous_check import require_one_run
 from train.distributed.topology import Topology, connect, launched_topology, precision_problem
 from train.engine.ds_config import derive, merge_user_config, read_user_config
@@ -120,7 +120,7 @@ def require_same_prefix(run: RunConfig, run_dir: Path) -> None:
     path = run_dir.parent / run.branch.run / "config.yaml"
     if not path.exists():
         raise ConfigError([Problem(str(path), "", "is missing: there is no run to branch off from")])
-    trunk = load_run(path)
+    trunk = load_stored(path)
     problems = [
         Problem(str(run_dir), key, f"is {new} here, and {old} in the run that branch.run names; let them be the same")
         for key, old, new in changed_keys(as_tree(run), path)

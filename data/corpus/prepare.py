@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.renamed import first_name, first_value
 from data.config import DataConfig, DataError
 from data.corpus.contamination import contamination
 from data.corpus.documents import Document, Tally, documents, is_left_out, is_validation, split_position
@@ -94,7 +95,9 @@ def name_hash(config: DataConfig, source: Source) -> str:
     parts = {k: v for k, v in dataclasses.asdict(config).items() if k not in _NOT_IN_NAME and v != defaults[k]}
     if config.source == "grammar":
         parts = {key: getattr(config, key) for key in _OF_GRAMMAR}
-    parts |= {"format": FORMAT, "source": config.source, "identity": source.identity}
+    # By the names that keys and sources had first, so that corpora of that time are found.
+    parts = {first_name(f"data.{key}").removeprefix("data."): value for key, value in parts.items()}
+    parts |= {"format": FORMAT, "source": first_value("data.source", config.source), "identity": source.identity}
     parts["max_bytes"] = source.max_bytes
     if config.tokenizer is not None:
         path = Path(config.tokenizer)

@@ -2,7 +2,7 @@
 
 The law is fitted anew whenever a run has finished. An interval that is looked at after each run and stops the ladder
 when it happens to be narrow is narrow by luck more often than its level says (Anscombe 1953, Sequential Estimation).
-So a rule waits for a least number of runs, and asks the clustered bootstrap, whose scale has the freedom of the runs
+So a rule waits for `MIN_RUNS`, and asks the clustered bootstrap, whose scale has the freedom of the runs
 that there are.
 """
 
@@ -16,12 +16,17 @@ from numpy.typing import NDArray
 
 from scaling.design.optimal_design import Candidates, covariance
 from scaling.errors import FitError
-from scaling.fit.bootstrap import bootstrap, interval, residual_sigma
+from scaling.fit.bootstrap import LEVEL, bootstrap, interval, residual_sigma
 from scaling.fit.estimate import fit
 from scaling.laws import LAWS, Array
 from scaling.tables.table import Table
 
+MIN_RUNS = 10
+"""Complete runs before anything is judged: twice the parameters of the law, so that its residuals have a scale."""
 DRAWS = 500
+NEGLIGIBLE = 0.05
+"""Runs are left out that all together would narrow the forecast's standard deviation by less than this share of it.
+Of so many draws the deviation is known to 1 / sqrt(2 DRAWS) = 3 %, so that less could not be told from nothing."""
 SAME = 0.02  # runs within this of the target in N and in D measure it
 
 
@@ -29,15 +34,12 @@ SAME = 0.02  # runs within this of the target in N and in D measure it
 class StoppingRule:
     """What is asked of the forecast for ``N`` parameters on ``D`` tokens.
 
-    ``width`` of the interval of its expected loss, relative to the loss, at ``level``. Runs that together narrow the
-    forecast's standard deviation by less than the share ``negligible`` are not worth their FLOPs.
+    ``width`` of the interval of its expected loss at `LEVEL`, relative to the loss.
     """
 
     N: float
     D: float
     width: float
-    level: float
-    negligible: float
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def should_stop(table: Table, rule: StoppingRule, left: Candidates) -> StopDecis
     draws = bootstrap(fitted, table.cluster, draws=DRAWS).params
     at = {k: np.append(v, left.columns[k]) for k, v in (("N", rule.N), ("D", rule.D))}
     target = {k: v[:1] for k, v in at.items()}
-    low, high = interval(law.evaluate({k: v[:, None] for k, v in draws.items()}, target)[:, 0], rule.level)
+    low, high = interval(law.evaluate({k: v[:, None] for k, v in draws.items()}, target)[:, 0], LEVEL)
     width = (high - low) / float(law.evaluate(fitted.params, target)[0])
     measures = np.all([np.abs(np.log(at[k][1:] / at[k][0])) < SAME for k in at], axis=0)
     if width <= rule.width:
@@ -68,7 +70,7 @@ def should_stop(table: Table, rule: StoppingRule, left: Candidates) -> StopDecis
     K = covariance(law, draws, at)
     if not np.isfinite(K).all():
         raise FitError(f"{table.source}: the rows determine no forecast at N={rule.N:g}, D={rule.D:g}")
-    return StopDecision(width, False, skippable(K, noise, left.flops, rule.negligible) & ~measures)
+    return StopDecision(width, False, skippable(K, noise, left.flops, NEGLIGIBLE) & ~measures)
 
 
 def skippable(K: Array, noise: float, cost: Array, tolerance: float) -> NDArray[np.bool_]:
@@ -106,7 +108,7 @@ def _sigma(K: Array, noise: float, kept: NDArray[np.bool_]) -> float:
 
 def reasons(rule: StoppingRule, verdict: StopDecision, names: list[str]) -> Mapping[str, str]:
     """Why each of the candidates ``names`` (m,) that are not needed is not."""
-    known = f"the forecast's {100 * rule.level:g} % interval is {100 * verdict.width:.3g} % wide"
+    known = f"the forecast's {100 * LEVEL:g} % interval is {100 * verdict.width:.3g} % wide"
     enough = f"{known}, within the {100 * rule.width:g} % asked for"
     little = f"{known}; this run would hardly narrow it"
     return {n: enough if verdict.enough else little for n, u in zip(names, verdict.unneeded, strict=True) if u}

@@ -18,7 +18,7 @@ from model.counts import count_parameters
 from scaling.errors import FitError
 from scaling.studies.curve_bands import band
 from scaling.tables.curves import Curve, read_curves
-from train.config import RunConfig, load_run
+from train.config import RunConfig, load_stored
 
 Rung = tuple[RunConfig, Curve]
 
@@ -32,7 +32,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def renew(runs_dir: Path) -> None:
     """Write the bands of all unfinished runs. Raises FitError when there is none, or when none has enough siblings."""
-    runs = {path.parent.name: load_run(path) for path in sorted(runs_dir.glob("*/config.yaml"))}
+    runs = {path.parent.name: load_stored(path) for path in sorted(runs_dir.glob("*/config.yaml"))}
     records = {name: complete_record(runs_dir / name) for name in runs}
     curves = {curve.name: curve for curve in read_curves(runs_dir)}
     healthy = [name for name, record in records.items() if record and not record.result.tainted]

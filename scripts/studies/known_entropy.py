@@ -32,7 +32,7 @@ from scaling.report.plot_style import LAW, SECOND, Scale, figure, log_axis, png,
 from scaling.tables.read import read_table
 from scaling.tables.table import Table
 from scaling.validation.known_entropy import entropy_rate
-from train.config import RunConfig, load_run
+from train.config import RunConfig, load_stored
 from train.sweep.expand import load_sweep
 
 
@@ -53,7 +53,7 @@ def lexicon(source: Path, sweep: Path | None) -> Grammar:
     if sweep is not None:
         run = load_sweep(sweep).runs[0].config
     elif found := sorted(source.glob("*/config.yaml")):
-        run = load_run(found[0])
+        run = load_stored(found[0])
     else:
         raise TableError(f"{source}: no config.yaml of a run in it; name the sweep with --config")
     return make_grammar(run.data.language, run.data.vocab_size)

@@ -24,7 +24,7 @@ from data.files import write_json
 from data.loading.batches import validation_windows
 from data.loading.mixture import open_mixture
 from evaluation.ngram import ORDER, Baseline, baselines
-from train.config import EvalConfig, load_run
+from train.config import EvalConfig, load_stored
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -70,7 +70,7 @@ def for_runs(directory: Path, order: int) -> list[Baseline]:
             uses.setdefault(corpus, []).append(path.parent)
     if not uses:
         raise DataError(f"'{directory}' is neither a corpus nor a directory of runs with a record.json")
-    run = load_run(max(uses.values(), key=len)[0] / "config.yaml")
+    run = load_stored(max(uses.values(), key=len)[0] / "config.yaml")
     if run.data.mixture:
         raise DataError(f"the runs in '{directory}' read a mixture; give the directory of one of its corpora")
     (component,) = open_mixture(run.data).components

@@ -28,7 +28,7 @@ from model.huggingface import NoCounterpart, architecture, huggingface_config, h
 from model.parameters import parameter_table
 from train.checkpoint.manifest import CheckpointError, damage, newest_first, step_of
 from train.checkpoint.state_files import Weights, read_weights
-from train.config import load_run
+from train.config import load_stored
 
 
 class ExportError(UserError):
@@ -66,7 +66,7 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         raise ExportError(f"{run_dir}: is not the directory of a run; it has no config.yaml")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ExportError(f"{out}: exists already; delete it or choose another --out")
-    run = load_run(run_dir / "config.yaml")
+    run = load_stored(run_dir / "config.yaml")
     folder, done = _find(run_dir / "checkpoints", step)
     try:
         weights = read_weights(folder, parameter_table(run.model))

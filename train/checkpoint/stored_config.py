@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from configs.keys import flatten
-from configs.reader import ConfigError, Problem, Tree, as_tree, dump_yaml, parse_yaml
+from configs.reader import ConfigError, Problem, Tree, as_tree, dump_yaml, read_tree
 from data.files import write_text
-from train.config import load_run
+from train.config import load_stored
 
 # Keys that may change between a run and its continuation: they do not decide the curve.
 _TOPOLOGY = ("parallel", "train.micro_batch_size", "train.activation_checkpointing", "train.compile")
@@ -47,9 +47,9 @@ def changed_keys(config: Tree, path: Path) -> list[tuple[str, Any, Any]]:
     if not path.exists():
         return []
     try:
-        stored = as_tree(load_run(path))  # keys that are newer than the file get their defaults
+        stored = as_tree(load_stored(path))  # keys that are newer than the file get their defaults
     except ConfigError:
-        stored = parse_yaml(path.read_text(encoding="utf-8"), str(path))
+        stored, _ = read_tree(path, tell=False)
     old, new = flatten(stored), flatten(config)
     return [
         (key, old.get(key), new.get(key))

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from train.config import load_run
+from train.config import load_stored
 from train.distributed.topology import connect, launched_topology
 from train.launch.job_queue import Job, current_job, mark_done
 from train.run import run_job
@@ -33,12 +33,12 @@ def serve(directory: Path) -> int:
     first = _wait_for_job(directory, done=0)
     if first.run_dir is None:
         return 0
-    connect(topology, load_run(first.run_dir / "config.yaml").watchdog.startup_timeout)
+    connect(topology, load_stored(first.run_dir / "config.yaml").watchdog.startup_timeout)
     done = 0
     while (job := _next_job(directory, done)).run_dir is not None:
         _print_to(job.run_dir / "log.txt")
         config = job.run_dir / "config.yaml"
-        status = run_job(load_run(config), job.run_dir, str(config))
+        status = run_job(load_stored(config), job.run_dir, str(config))
         if status:
             return status
         dist.barrier()  # done is what every process has finished

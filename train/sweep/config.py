@@ -10,9 +10,6 @@ from configs.reader import config
 from train.config import is_safe_name
 from train.sweep.hparam_rules import LrRule, RulesConfig
 
-MIN_RUNS = 7
-"""Runs without which no rule can be asked whether a sweep may stop: more than a law has parameters."""
-
 
 @config
 class StopRule:
@@ -26,25 +23,13 @@ class StopRule:
     tokens: float
     """Its training tokens D."""
     width: float = 0.02
-    """Width of the interval of its expected loss, as a fraction of the loss, at which the sweep ends."""
-    level: float = 0.9
-    """Level of that interval."""
-    at_least: int = 10
-    """Runs that are complete before anything is judged."""
-    negligible: float = 0.05
-    """Runs are left out that all together would narrow the forecast by less than this fraction; 0 leaves out none."""
+    """Width of the 90 % interval of its expected loss, as a fraction of the loss, at which the sweep ends."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value out of its range."""
         for key in ("params", "tokens", "width"):
             if getattr(self, key) <= 0:
                 yield key, f"{getattr(self, key)} must be above 0"
-        if not 0 < self.level < 1:
-            yield "level", f"{self.level} must be between 0 and 1"
-        if self.at_least < MIN_RUNS:
-            yield "at_least", f"{self.at_least} is too few for a law of 5 parameters; nearest is {MIN_RUNS}"
-        if not 0 <= self.negligible < 1:
-            yield "negligible", f"{self.negligible} must be at least 0 and below 1"
 
 
 @config

@@ -17,6 +17,7 @@ from typing import Any, get_type_hints
 
 from configs.keys import dotted_keys, flat_items, flatten, nest
 from configs.reader import ConfigError, Problem, Tree, build, check, merge, parse_overrides, read_tree
+from configs.renamed import first_name, first_value
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops_per_token
 from train.checkpoint.branching import trunk_problem
@@ -264,7 +265,8 @@ def _device_problem(run: RunConfig, devices: Any, runs_per_gpu: int) -> tuple[st
 def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> str:
     """Name a run after its size, its tokens and whatever else it was chosen to differ in.
 
-    A value equal to the base's is not named, so that adding an axis to a sweep keeps the names of the runs it had.
+    A value equal to the base's is not named, so that adding an axis to a sweep keeps the names of the runs it had. Keys
+    and values are named as they were first, so that their directories are found whatever they are called today.
     """
     model = run.model
     size = model.size or f"L{model.n_layer}-d{model.d_model}-h{model.n_head}"
@@ -274,7 +276,7 @@ def _run_name(run: RunConfig, requested: Tree, chosen: Tree, lowest: Tree) -> st
     for key in flatten(chosen):
         is_named = key in named or key in _BUDGETS or key in _NOT_IN_NAME or key.startswith(_NOT_IN_NAME_SECTIONS)
         if not is_named and key in wanted and wanted[key] != below.get(key, _default(RunConfig, key)):
-            parts.append(_word(_short_key(key), wanted[key]))
+            parts.append(_word(_short_key(first_name(key)), first_value(key, wanted[key])))
     return re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join(parts))
 
 

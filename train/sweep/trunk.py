@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from train.checkpoint.manifest import damage, newest_first, step_of
-from train.config import BranchConfig, CheckpointConfig, RunConfig, load_run
+from train.config import BranchConfig, CheckpointConfig, RunConfig, load_stored
 
 
 def assign_branches(runs: Sequence[RunConfig]) -> list[RunConfig]:
@@ -53,7 +53,7 @@ def start_of(run: RunConfig, run_dir: Path, others: Sequence[RunConfig]) -> Bran
         others: the runs of the sweep.
     """
     if newest_first(run_dir / "checkpoints"):
-        return load_run(run_dir / "config.yaml").branch
+        return load_stored(run_dir / "config.yaml").branch
     siblings = [other for other in others if other.name != run.name and _shared_prefix(other) == _shared_prefix(run)]
     shared = [
         BranchConfig(run=other.name, step=step)
@@ -67,5 +67,5 @@ def start_of(run: RunConfig, run_dir: Path, others: Sequence[RunConfig]) -> Bran
 def _kept_points(run_dir: Path) -> Iterator[int]:
     """Yield the branch points of a run that are there and whole by their sizes."""
     checkpoints = {step_of(path): path for path in newest_first(run_dir / "checkpoints")}
-    wanted = load_run(run_dir / "config.yaml").checkpoint.branch_points if checkpoints else []
+    wanted = load_stored(run_dir / "config.yaml").checkpoint.branch_points if checkpoints else []
     yield from (step for step in wanted if step in checkpoints and damage(checkpoints[step], contents=False) is None)

@@ -20,7 +20,7 @@ from train.sweep.expand import load_sweep
 ROOT = Path(__file__).parents[3]
 LAW = {"E": 1.7, "A": 25.0, "B": 100.0, "alpha": 0.4, "beta": 0.4}
 SIZES, BUDGETS = [1e3, 2e3, 4e3, 8e3, 16e3], [1e6, 2e6, 4e6, 8e6]
-RULE = StoppingRule(N=1e6, D=1e9, width=0.02, level=0.9, negligible=0.1)
+RULE = StoppingRule(N=1e6, D=1e9, width=0.02)
 
 
 def measured(noise: float) -> Table:
