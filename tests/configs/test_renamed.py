@@ -139,6 +139,16 @@ def test_the_table_names_keys_that_are_there(tmp_path: Path) -> None:
     assert all(old.count(".") == new.count(".") for old, new in renamed.KEYS.items())
 
 
+def test_the_documentation_has_the_table() -> None:
+    page = (ROOT / "docs/configuration.md").read_text(encoding="utf-8").partition("## Keys that have been renamed")[2]
+    rows = [[cell.strip().split(", ") for cell in line.strip("|").split("|")] for line in page.splitlines()]
+    pairs = {
+        (old, new) for olds, news in (row for row in rows if len(row) == 2) for old, new in zip(olds, news, strict=True)
+    }
+    assert {(f"`{old}`", f"`{new}`") for old, new in renamed.KEYS.items()} <= pairs
+    assert {(f"`{key}: {old}`", f"`{key}: {new}`") for (key, old), new in renamed.VALUES.items()} <= pairs
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("old", OTHER)
 def test_an_old_key_is_read_as_its_new_name_would_be(
