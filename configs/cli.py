@@ -13,6 +13,7 @@ from configs.reader import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
 
 class Status(IntEnum):
@@ -154,6 +155,16 @@ def make_console(width: int = 120) -> "Console":
     from rich.console import Console  # not needed by a command that prints JSON
 
     return Console(width=None if sys.stdout.isatty() else width)
+
+
+def make_table(title: str | None, *headings: str) -> "Table":
+    """A table whose columns are never folded; numbers, in columns whose heading begins with '#', stand at the right."""
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for heading in headings:
+        table.add_column(heading.lstrip("#"), justify="right" if heading.startswith("#") else "left", no_wrap=True)
+    return table
 
 
 def parse_count(text: str) -> float:

@@ -19,7 +19,7 @@ from typing import Any
 
 from rich.table import Table
 
-from configs.cli import Parser, make_console, run_command
+from configs.cli import Parser, make_console, make_table, run_command
 from configs.reader import ConfigError, Problem
 from model.config import ModelConfig
 from model.counts import count_parameters
@@ -133,20 +133,8 @@ def _stage_table(model: ModelConfig, prediction: Prediction) -> Table:
     shown = set(range(stages))
     if stages > _SHOWN_STAGES:
         shown = {0, 1, stages // 4, stages // 2, 3 * stages // 4, stages - 2, stages - 1}
-    table = Table(title="GiB on each GPU", title_justify="left")
-    for heading in (
-        "stage",
-        "blocks",
-        "weights",
-        "gradients",
-        "optimizer",
-        "buffers",
-        "activations",
-        "peak",
-        "at",
-        "host",
-    ):
-        table.add_column(heading, justify="left" if heading == "at" else "right", no_wrap=True)
+    parts = ["#weights", "#gradients", "#optimizer", "#buffers", "#activations", "#peak"]
+    table = make_table("GiB on each GPU", "#stage", "#blocks", *parts, "at", "#host")
     for stage in sorted(shown):
         memory = prediction.memory[stage]
         sizes = (memory.parameters, memory.gradients, memory.optimizer, memory.buffers, memory.activations, memory.peak)
@@ -188,20 +176,9 @@ def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[s
 
 
 def _alternatives_table(cluster: Cluster, others: list[tuple[StepPlan, Prediction]]) -> Table:
-    table = Table(title="topologies of this trainer that fit, the fastest first", title_justify="left")
-    for heading in (
-        "stages",
-        "tensor",
-        "replicas",
-        "ZeRO",
-        "micro_batch_size",
-        "recompute",
-        "peak GiB",
-        "bubble",
-        "step s",
-        "MFU",
-    ):
-        table.add_column(heading, justify="right", no_wrap=True)
+    split = ("#stages", "#tensor", "#replicas", "#ZeRO", "#micro_batch_size", "#recompute")
+    title = "topologies of this trainer that fit, the fastest first"
+    table = make_table(title, *split, "#peak GiB", "#bubble", "#step s", "#MFU")
     for plan, prediction in others:
         table.add_row(
             str(plan.parallel.pipeline_stages),

@@ -2,7 +2,6 @@
 
 import sys
 import time
-from types import TracebackType
 from typing import Any
 
 _SECONDS_PER_LINE = 10.0
@@ -47,8 +46,6 @@ class Progress:
             rate = done / 1e6 / (now - self._start)
             self.say(f"{self._title}: {done / 1e6:.1f}{of} MB of text, {rate:.1f} MB/s")
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.keys import nest
 from configs.reader import ConfigError, Problem, build, dump_yaml, merge, read_tree
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
@@ -60,23 +61,12 @@ def read_setting(path: Path) -> Setting:
         if not isinstance(tree.get(key), str):
             raise ConfigError([Problem(str(path), key, "is missing: this is not a sweep")])
     base = Path(os.path.normpath(Path(origin["base"]).parent / tree["base"]))
-    run = merge(read_tree(base)[0], _nested(tree.get("run", {})))
+    run = merge(read_tree(base)[0], nest(tree.get("run", {})))
     train = run.get("train", {})
     for key in ("sequence_length", "global_batch_size"):
         if not isinstance(train.get(key), int):
             raise ConfigError([Problem(str(base), f"train.{key}", "is missing")])
     return Setting(path, tree, base, run)
-
-
-def _nested(tree: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested mappings."""
-    nested: dict[str, Any] = {}
-    for key, value in tree.items():
-        node: Any = value
-        for part in reversed(key.split(".")):
-            node = {part: node}
-        nested = merge(nested, node)
-    return nested
 
 
 def shapes(setting: Setting, n_definition: str = "total") -> list[Shape]:

@@ -13,13 +13,13 @@ import argparse
 import dataclasses
 import sys
 import tempfile
-import time
 from collections.abc import Callable
+from timeit import timeit
 
 import torch
 from rich.table import Table
 
-from configs.cli import Parser, make_console, run_command
+from configs.cli import Parser, make_console, make_table, run_command
 from configs.reader import build
 from data.config import DataConfig, GrammarConfig
 from data.corpus.documents import Tally, documents
@@ -85,9 +85,8 @@ def measure(config: DataConfig, repeats: int) -> Table:
     sampling = SAMPLED_STEPS * BATCH * SEQUENCE / taken["sample"]
     training = TRAINED_STEPS * BATCH * SEQUENCE / taken["step"]
 
-    table = Table(title=f"data pipeline: {megabytes:.1f} MB of text, vocabulary {config.vocab_size:,}")
-    for column in ("what", "speed", "against", "speed", "ratio"):
-        table.add_column(column, justify="right" if column in ("speed", "ratio") else "left")
+    title = f"data pipeline: {megabytes:.1f} MB of text, vocabulary {config.vocab_size:,}"
+    table = make_table(title, "what", "#speed", "against", "#speed", "#ratio")
     bare = ("tokenizers encode_batch_fast", f"{megabytes / taken['encode']:.2f} MB/s")
     whole = taken["prepare"] + taken["train"]
     for name, time_taken in (("prepare", taken["prepare"]), ("prepare + train tokenizer", whole)):
@@ -103,13 +102,8 @@ def measure(config: DataConfig, repeats: int) -> Table:
 
 def best_of(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Return the least wall-clock seconds of each work over `repeats` rounds of all of them."""
-    best = dict.fromkeys(works, float("inf"))
-    for _ in range(repeats):
-        for name, work in works.items():
-            start = time.perf_counter()
-            work()
-            best[name] = min(best[name], time.perf_counter() - start)
-    return best
+    rounds = [{name: timeit(work, number=1) for name, work in works.items()} for _ in range(repeats)]
+    return {name: min(seconds[name] for seconds in rounds) for name in works}
 
 
 def sample(corpus: Corpus, steps: int) -> None:

@@ -20,7 +20,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from timeit import repeat
 
 import numpy as np
 from scipy.optimize import minimize
@@ -45,16 +47,6 @@ def simulated(rows: int, seed: int = 0) -> Table:
     loss = LAWS["chinchilla"].evaluate(TRUTH, {"N": N, "D": D}) * np.exp(noise)
     columns = {"N": N, "D": D, "loss": loss}
     return Table(columns, [f"run{i}" for i in range(rows)], np.arange(1, rows + 1), [], "", "simulated").redefine()
-
-
-def best_of(repeats: int, action: Callable[[], object]) -> float:
-    """Least wall time of ``action`` in seconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        action()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 SCALE = 1e4  # BFGS stops at an absolute gradient of 1e-5, far from the optimum of a sum of this size
@@ -131,11 +123,12 @@ def run(args: argparse.Namespace) -> None:
     found = minimise(problem, starts).objective
     rng = np.random.default_rng(1)
     counts = rng.multinomial(len(table), np.full(len(table), 1 / len(table)), size=args.scipy_draws).astype(float)
-    own_fit = best_of(args.repeats, lambda: fit(law, table))
-    own_boot = {
-        m: best_of(args.repeats, lambda m=m: bootstrap(fitted, table.run, m, draws=args.draws))  # type: ignore[misc]
-        for m in METHODS
-    }
+
+    def least_seconds(action: Callable[[], object]) -> float:
+        return min(repeat(action, number=1, repeat=args.repeats))
+
+    own_fit = least_seconds(lambda: fit(law, table))
+    own_boot = {m: least_seconds(partial(bootstrap, fitted, table.run, m, draws=args.draws)) for m in METHODS}
     mine = minimise(problem, np.repeat(fitted.theta[None], len(counts), axis=0), weights=counts).objective
     print(f"this package: point fit {own_fit:.3f} s, {args.draws} draws", end=" ")
     print(", ".join(f"{m} {seconds:.2f} s" for m, seconds in own_boot.items()))

@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
@@ -13,6 +12,7 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from configs.cli import make_table
 from model.counts import count_parameters
 from train.launch.plan import Plan, duration
 from train.launch.run_state import RunState
@@ -52,9 +52,7 @@ class SweepProgress:
             self._live.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -78,9 +76,8 @@ class SweepProgress:
         self.say(self._footer(states))
 
     def _table(self, states: Mapping[str, RunState]) -> Table:
-        table = Table(box=SIMPLE_HEAD)
-        for heading in ("run", "state", "step", "loss", "tokens/s", "left"):
-            table.add_column(heading, justify="left" if heading in ("run", "state") else "right", no_wrap=True)
+        table = make_table(None, "run", "state", "#step", "#loss", "#tokens/s", "#left")
+        table.box = SIMPLE_HEAD
         for run in _most_telling(self.plan.sweep.runs, states, self.console.height - 6):
             state = states[run.name]
             table.add_row(
@@ -133,10 +130,8 @@ def _number(value: float | None, form: str) -> str:
 
 def status_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table:
     """Return the state of every run, as `sweep.py --status` prints it."""
-    table = Table(title_justify="left")
-    for heading in ("run", "state", "step", "loss", "remark"):
-        numeric = heading in ("step", "loss")
-        table.add_column(heading, justify="right" if numeric else "left", no_wrap=heading != "remark")
+    table = make_table(None, "run", "state", "#step", "#loss")
+    table.add_column("remark")
     for run in runs:
         state = states[run.name]
         loss = state.record.result.val_loss if state.record is not None else state.row.get("loss")
@@ -147,9 +142,7 @@ def status_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table
 
 def result_table(runs: tuple[Run, ...], states: Mapping[str, RunState]) -> Table:
     """Return what was measured: the loss of every complete run."""
-    table = Table(title_justify="left")
-    for heading in ("run", "N", "D", "val_loss", "bits/byte", "time"):
-        table.add_column(heading, justify="left" if heading == "run" else "right", no_wrap=True)
+    table = make_table(None, "run", "#N", "#D", "#val_loss", "#bits/byte", "#time")
     for run in runs:
         size = (short_count(count_parameters(run.config.model).total), short_count(run.config.tokens))
         record = states[run.name].record

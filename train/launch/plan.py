@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
+from configs.cli import make_table
 from configs.metrics_rows import METRICS, read_rows
 from configs.run_record import complete_record
 from model.counts import count_parameters
@@ -167,14 +168,9 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
     """Return the table of all runs; `states` says of each run how far it is."""
     count = len(plan.sweep.runs)
     title = f"{plan.sweep.config.name}: {count} run{'s' if count != 1 else ''} on {plan.devices}"
-    table = Table(title=title, title_justify="left")
-    table.add_column("run", no_wrap=True)
-    columns = "N|non-emb.|head|D|D/N|batch|lr|steps|FLOPs|6ND|devices|time|state"
-    for heading in columns.split("|"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    columns = ["N", "non-emb.", "head", "D", "D/N", "batch", "lr", "steps", "FLOPs", "6ND", "devices", "time", "state"]
     on_gpus = plan.devices.kind == "gpu"
-    if on_gpus:
-        table.add_column("GiB/GPU", justify="right", no_wrap=True)
+    table = make_table(title, "run", *(f"#{column}" for column in columns), *(["#GiB/GPU"] if on_gpus else []))
     for run in plan.sweep.runs:
         config, counts = run.config, count_parameters(run.config.model)
         memory = [f"{peak_memory(config.step_plan, run.data_parallel) / GIB:.1f}"] if on_gpus else []

@@ -60,7 +60,8 @@ def known_failures(plan: StepPlan, data_parallel: int) -> Iterator[None]:
     except Exception as error:
         message = str(error)
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in message for word in _NO_MEMORY):
-            raise OutOfMemory(f"out of memory: {_first_line(message)}\n{memory_advice(plan, data_parallel)}") from error
+            first_line = message.strip().split("\n")[0][:300]
+            raise OutOfMemory(f"out of memory: {first_line}\n{memory_advice(plan, data_parallel)}") from error
         if getattr(error, "errno", None) in _NO_ROOM or any(word in message for word in _NO_ROOM_WORDS):
             raise DiskFull(f"{message}; make room and run again to continue") from error
         if _SCALE_FLOOR in message:
@@ -92,7 +93,3 @@ def memory_advice(plan: StepPlan, data_parallel: int) -> str:
         if helps and changed != plan and not any(check(changed)):
             ways.append(way)
     return "less memory for the same losses: " + ", or ".join(ways)
-
-
-def _first_line(message: str) -> str:
-    return message.strip().split("\n")[0][:300]
