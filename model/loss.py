@@ -34,12 +34,17 @@ def _compiled_softmax() -> Any:
     return torch.compile(_softmax, dynamic=False)
 
 
+def _chunk_length(x_ND: Tensor, weight_VD: Tensor) -> int:
+    """Return positions a chunk; chunks are of equal length, so that a compiled softmax sees one shape."""
+    N, V = x_ND.shape[0], weight_VD.shape[0]
+    chunks = -(-N * V // _CHUNK_LOGITS[x_ND.device.type])
+    return -(-N // chunks)
+
+
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, compiled: bool) -> Tensor:
-        N, V = x_ND.shape[0], weight_VD.shape[0]
-        chunks = -(-N * V // _CHUNK_LOGITS[x_ND.device.type])
-        chunk = -(-N // chunks)  # equal chunks, so that a compiled softmax sees one shape
+        N, chunk = len(x_ND), _chunk_length(x_ND, weight_VD)
         softmax = _compiled_softmax() if compiled else _softmax
         counted_N1 = (targets_N != IGNORE)[:, None]
         targets_N1 = targets_N[:, None].where(counted_N1, 0)
@@ -84,3 +89,20 @@ def next_token_loss(states: tuple[Tensor, Tensor], targets_BT: Tensor, compiled:
     """
     x_BTD, weight_VD = states
     return _ChunkedCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), compiled)
+
+
+@torch.no_grad()
+def sequence_losses(states: tuple[Tensor, Tensor], targets_BT: Tensor, compiled: bool = False) -> Tensor:
+    """Mean cross-entropy of each sequence in nats per position, without gradients; arguments as `next_token_loss`.
+
+    Returns:
+        fp64 of shape (B,); its mean is `next_token_loss`.
+    """
+    x_BTD, weight_VD = states
+    x_ND, targets_N1 = x_BTD.flatten(0, 1), targets_BT.reshape(-1, 1)
+    counted_N1 = targets_N1 != IGNORE
+    softmax = _compiled_softmax() if compiled else _softmax
+    chunk = _chunk_length(x_ND, weight_VD)
+    pieces = zip(x_ND.split(chunk), targets_N1.where(counted_N1, 0).split(chunk), strict=True)
+    log_p_N1 = torch.cat([softmax(F.linear(x, weight_VD), targets)[0] for x, targets in pieces])
+    return -(log_p_N1 * counted_N1).view_as(targets_BT).mean(1, dtype=torch.float64)

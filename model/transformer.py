@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
-from model.loss import next_token_loss
+from model.loss import next_token_loss, sequence_losses
 from model.parametrization import output_multiplier, query_multiplier, residual_multiplier
 
 
@@ -236,5 +236,6 @@ class GPT(nn.Module):
         return F.linear(x_BTD, weight_VD)
 
     def forward(self, tokens_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Return the mean loss in nats per position (see `next_token_loss`)."""
-        return next_token_loss(self.states(tokens_BT), targets_BT, self.compiled)
+        """Return the mean loss in nats per position; in evaluation, each sequence's (B,) (see `model.loss`)."""
+        loss = next_token_loss if self.training else sequence_losses
+        return loss(self.states(tokens_BT), targets_BT, self.compiled)

@@ -40,8 +40,9 @@ def replicate_sigma(table: Table) -> tuple[float, int]:
 def noise_weights(table: Table) -> Noise:
     """Inverse-variance weights: the variance between seeds plus that of each evaluation, on the log scale.
 
-    The column ``stderr`` (nats per token) is the standard error of the evaluated loss. Raises FitError where the
-    table has neither replicates nor that column.
+    The column ``stderr`` (nats per token) is the standard error of the evaluated loss, ``val_loss_stderr`` of a record.
+    Runs that are evaluated on the same text share part of that error, so that the weights are no more than relative.
+    Raises FitError where the table has neither replicates nor that column.
     """
     sigma, cells = replicate_sigma(table)
     if not cells and "stderr" not in table.columns:

@@ -13,7 +13,7 @@ import pandas as pd
 
 from scaling.errors import TableError
 from scaling.tables.cells import OPTIONAL, REQUIRED, cell_problem, first_line, unfit_reason
-from scaling.tables.table import Excluded, Table, make_table, unit_of_loss
+from scaling.tables.table import Excluded, Table, has_stderr, make_table, unit_of_loss
 
 _UNITS = "N is in parameters, D in tokens, loss in nats per token"
 
@@ -33,6 +33,8 @@ def read_file(path: Path, rename: Mapping[str, str]) -> Table:
     if not content:
         raise TableError(f"{path}: the file is empty")
     records = readers[path.suffix.lower()](path)
+    if has_stderr(rename) and any("val_loss_stderr" in r for r in records) and not any("stderr" in r for r in records):
+        rename = {"stderr": "val_loss_stderr", **rename}
     for name, column in rename.items():
         if records and not any(column in record for record in records):
             raise TableError(f"{path}: there is no column {column!r} to read {name} from")

@@ -11,7 +11,7 @@ from typing import Any
 from configs.run_record import RECORD, RecordError, RunRecord, parse_record, read_record
 from scaling.errors import TableError
 from scaling.tables.cells import OPTIONAL, REQUIRED, cell_problem, first_line, unfit_reason
-from scaling.tables.table import NATS, Excluded, Table, make_table, unit_of_loss
+from scaling.tables.table import NATS, Excluded, Table, has_stderr, make_table, unit_of_loss
 
 # Field of a training record -> column. `flops` is exact: attention and head included, embedding look-up not.
 RECORD_FIELDS = {
@@ -47,6 +47,8 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
     Runs that cannot be fitted are left out and listed. Raises TableError where none is left.
     """
     fields = {column: name for name, column in RECORD_FIELDS.items()} | dict(rename)
+    if not has_stderr(rename) and "stderr" not in rename:
+        del fields["stderr"]  # it is that of val_loss
     digest = hashlib.sha256()
     excluded: list[Excluded] = []
     kept: list[dict[str, Any]] = []

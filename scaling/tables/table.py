@@ -133,6 +133,11 @@ def make_table(
     return table.redefine()
 
 
+def has_stderr(rename: Mapping[str, str]) -> bool:
+    """Whether ``val_loss_stderr`` is the error of the loss that is read; for ``rename`` see read_table."""
+    return rename.get("loss", "val_loss") in ("loss", "val_loss")
+
+
 def unit_of_loss(rename: Mapping[str, str]) -> str:
     """The unit of the loss, by the name that its column has in the source; for ``rename`` see read_table."""
     return BITS if rename.get("loss", "").startswith("bits_per_byte") else NATS

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from configs.reader import ConfigError, build
+from model import loss
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
 from model.init import initialise
-from model.loss import IGNORE, next_token_loss
+from model.loss import IGNORE, next_token_loss, sequence_losses
 from model.sizes import SIZES
 from model.transformer import GPT, rotate
 
@@ -143,6 +144,17 @@ def test_ignored_targets_count_as_zero_nats() -> None:
     whole = [next_token_loss((states[0][:, i : i + 1], states[1]), targets[:, i : i + 1]).item() for i in range(4)]
     targets[0, 1] = IGNORE
     assert next_token_loss(states, targets).item() == pytest.approx((whole[0] + whole[2] + whole[3]) / 4, rel=1e-5)
+
+
+def test_losses_of_sequences_are_those_of_the_sequences_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(loss._CHUNK_LOGITS, "cpu", 50)  # 10 of the 12 positions a chunk
+    states, targets = (torch.randn(3, 4, 8), torch.randn(5, 8)), torch.randint(5, (3, 4))
+    targets[1, 2] = targets[2] = IGNORE
+    alone = [next_token_loss((states[0][i : i + 1], states[1]), targets[i : i + 1]).item() for i in range(3)]
+    losses = sequence_losses(states, targets)
+    assert losses.tolist() == pytest.approx(alone, rel=1e-6)
+    assert losses[2] == 0
+    assert losses.mean().item() == pytest.approx(next_token_loss(states, targets).item(), rel=1e-6)
 
 
 def test_ignored_targets_have_no_gradient() -> None:

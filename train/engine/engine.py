@@ -111,16 +111,23 @@ def gradient_norm(engine: Any) -> float:
 
 
 @torch.no_grad()
-def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -> float:
-    """Return the mean loss in nats per position over all replicas' `micro_batches`, as many on each."""
+def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -> tuple[float, float]:
+    """Return the sum, and that of the squares, of every sequence's mean loss in nats per position.
+
+    Sequences are those of all replicas' `micro_batches`, as many on each; one without targets adds nothing.
+    """
     if isinstance(engine, PipelineEngine):
-        losses = engine.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches))
-        return losses.item()
-    engine.eval()
-    total = torch.zeros((), device=topology.device, dtype=torch.float64)
-    for tokens_BT, targets_BT in micro_batches:
-        total += engine(*_on_device(tokens_BT, targets_BT, topology))
-    return _mean_over_replicas(total / len(micro_batches), topology).item()
+        engine.eval_batch(iter(micro_batches), num_micro_batches=len(micro_batches))
+        losses = engine.module.loss_fn.take()
+    else:
+        engine.eval()
+        losses = [engine(*_on_device(tokens_BT, targets_BT, topology)) for tokens_BT, targets_BT in micro_batches]
+    each = torch.cat(losses) if losses else torch.zeros(1, device=topology.device, dtype=torch.float64)
+    sums = torch.stack([each.sum(), each.square().sum()])
+    if topology.world_size > 1:
+        dist.all_reduce(sums)
+    total, squares = (sums / topology.tensor_parallel).tolist()  # the processes that share a matrix have the same
+    return total, squares
 
 
 def _on_device(tokens_BT: Tensor, targets_BT: Tensor, topology: Topology) -> MicroBatch:

@@ -29,11 +29,11 @@ def training_batches(
         yield _split(training_windows(mixture, seed, step, train.global_batch_size, train.sequence_length, rows))
 
 
-def validation_batches(windows: Windows, micro_batch_size: int, topology: Topology) -> tuple[list[MicroBatch], float]:
-    """Return this replica's share of the validation windows and the factor from `evaluate`'s mean to nats per token.
+def validation_batches(windows: Windows, micro_batch_size: int, topology: Topology) -> list[MicroBatch]:
+    """Return this replica's share of the validation windows.
 
     The last micro-batches are filled up with rows whose targets do not count, so that every replica runs as many
-    micro-batches of one shape; the factor undoes the zeros that they add to the mean.
+    micro-batches of one shape.
     """
     size, replicas = micro_batch_size, topology.data_parallel
     per_replica = -(-len(windows) // (size * replicas))
@@ -44,7 +44,7 @@ def validation_batches(windows: Windows, micro_batch_size: int, topology: Topolo
         start = (k * replicas + topology.replica) * size
         tokens, targets = _split(padded[start : start + size])
         batches.append((tokens.clamp(min=0), targets))
-    return batches, len(padded) / len(windows)
+    return batches
 
 
 def _split(windows: np.ndarray) -> MicroBatch:

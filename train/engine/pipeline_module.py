@@ -1,14 +1,14 @@
 """The model as a DeepSpeed pipeline, made of the same layers as `model.transformer.GPT`."""
 
 from collections.abc import Iterator
-from functools import partial
 
+import torch
 import torch.distributed as dist
 from deepspeed.pipe import LayerSpec, PipelineModule, TiedLayerSpec
 from torch import Tensor, nn
 
 from model.config import ModelConfig
-from model.loss import next_token_loss
+from model.loss import next_token_loss, sequence_losses
 from model.transformer import Block, Embedding, FinalNorm, Positions, Readout, compile_blocks
 from train.config import TrainConfig
 
@@ -16,6 +16,29 @@ from train.config import TrainConfig
 def _tied_readout(embedding: Embedding, x_BTD: Tensor) -> tuple[Tensor, Tensor]:
     # A view for the reason given in `Readout`.
     return x_BTD, embedding.weight.view_as(embedding.weight)
+
+
+class PipelineLoss:
+    """The loss at the end of a pipeline, as that of `GPT`.
+
+    DeepSpeed hands out the mean alone of what is returned here: the losses of sequences are kept until they are taken.
+    """
+
+    def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
+        self._evaluated: list[Tensor] = []
+
+    def __call__(self, states: tuple[Tensor, Tensor], targets_BT: Tensor) -> Tensor:
+        """Return the mean over the micro-batch in nats per position."""
+        if torch.is_grad_enabled():
+            return next_token_loss(states, targets_BT, self.compiled)
+        self._evaluated.append(sequence_losses(states, targets_BT, self.compiled))
+        return self._evaluated[-1].mean().float()
+
+    def take(self) -> list[Tensor]:
+        """Return the losses (B,) of every micro-batch evaluated since the last time; none but on the last stage."""
+        evaluated, self._evaluated = self._evaluated, []
+        return evaluated
 
 
 def _layers(config: ModelConfig) -> list[tuple[str, LayerSpec]]:
@@ -42,7 +65,7 @@ class GPTPipeline(PipelineModule):
         super().__init__(
             [spec for _, spec in layers],
             num_stages=stages,
-            loss_fn=partial(next_token_loss, compiled=train.compile),
+            loss_fn=PipelineLoss(train.compile),
             partition_method="type:Block",
             activation_checkpoint_interval=int(train.activation_checkpointing),
             checkpointable_layers=["Block"],

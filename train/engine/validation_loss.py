@@ -1,5 +1,11 @@
-"""The validation loss: of each component's fixed tokens, and of the mixture that the run trains on."""
+"""The validation loss: of each component's fixed tokens, and of the mixture that the run trains on.
 
+Its standard error is that of a mean over windows, which are taken as independent samples of the text; the tokens of
+one are not (clustered standard errors: Miller 2024, arXiv:2411.00640). It is made of each window's own loss, and so the
+same on every topology and with every size of micro-batch, to the order of sums.
+"""
+
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +22,8 @@ class Losses:
     """Losses in nats per token: `mean` over the mixture by its weights, and of every component by name."""
 
     mean: float
+    stderr: float | None
+    """Standard error of `mean` over validation windows; None where a component has a single one."""
     by_component: dict[str, float]
 
 
@@ -48,8 +56,19 @@ class Validation:
 
     def measure(self, engine: Any) -> Losses:
         """Evaluate the model. All processes must ask together."""
-        losses = {
-            name: evaluate(engine, batches, self._topology) * to_nats_per_token
-            for name, (batches, to_nats_per_token) in self._batches.items()
-        }
-        return Losses(self.mean(losses), losses)
+        losses, variance = {}, 0.0
+        for name, batches in self._batches.items():
+            total, squares = evaluate(engine, batches, self._topology)
+            losses[name], variance_of_mean = mean_and_variance(len(self.windows[name]), total, squares)
+            if self.weights[name]:  # of a component that is validated on alone, not even a NaN counts
+                variance += self.weights[name] ** 2 * variance_of_mean
+        return Losses(self.mean(losses), math.sqrt(variance) if math.isfinite(variance) else None, losses)
+
+
+def mean_and_variance(n: int, total: float, squares: float) -> tuple[float, float]:
+    """Return the mean of `n` numbers and the variance of that mean, by their sum and that of their squares.
+
+    A single number has a variance of NaN.
+    """
+    mean = total / n
+    return mean, max(0.0, squares / n - mean**2) / (n - 1) if n > 1 else math.nan

@@ -127,7 +127,7 @@ def make_record(
         ),
         result=RunResult(
             val_loss=losses.mean,
-            val_loss_stderr=None,
+            val_loss_stderr=losses.stderr,
             bits_per_byte=_bits(losses.mean, bytes_per_token),
             **spikes,
         ),

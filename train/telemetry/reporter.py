@@ -78,7 +78,7 @@ class Reporter:
             row["flops_per_second_per_device"] = achieved
             row["mfu"] = achieved / self.peak if self.peak else None
         if losses is not None:
-            row["val_loss"] = losses.mean
+            row["val_loss"], row["val_loss_stderr"] = losses.mean, losses.stderr
             if self.run.data.mixture:
                 row["val_loss_by_component"] = losses.by_component
         expected, alert = self.monitor.follow(done, row.get("loss_mean", loss))

@@ -156,6 +156,7 @@ def test_a_run_records_every_component(run_file, tmp_path):
     assert record["bits_per_byte_by_component"].keys() == losses.keys()
     rows = run_ranks(1, run_file, tmp_path / "alone")
     assert read_rows(tmp_path / "run")[-1]["loss"] == pytest.approx(rows[-1]["loss"], rel=1e-5)
+    assert 0 < rows[-1]["val_loss_stderr"] == pytest.approx(record["val_loss_stderr"], rel=1e-4)
 
 
 def test_weights_are_axes_of_a_sweep(run_file, tmp_path):

@@ -71,6 +71,19 @@ def test_weights_are_inverse_variances_of_seeds_and_evaluation():
         noise_weights(simulated())
 
 
+def test_a_row_with_half_the_error_counts_as_four() -> None:
+    """Weights change the fit as inverse variances do: as if the row had been measured four times."""
+    noisy = simulated(noise=0.02, seed=3)
+    stderr = 0.01 * noisy.columns["loss"]  # the same on the scale of the logarithm
+    halved = np.where(np.arange(20) == 7, stderr / 2, stderr)
+    weighted = weights_for(noisy.with_columns({**noisy.columns, "stderr": halved}), "noise")
+    assert weighted.columns["weight"] / weighted.columns["weight"][0] == pytest.approx(np.where(halved < stderr, 4, 1))
+    repeated = table({k: np.append(v, [v[7]] * 3) for k, v in noisy.columns.items()})
+    found, expected, plain = (fit(CHINCHILLA, points).params for points in (weighted, repeated, noisy))
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert found != pytest.approx(plain, rel=1e-2)
+
+
 def test_profile_of_E_holds_the_estimate_and_widens_with_noise():
     width = []
     for noise in (0.002, 0.008):

@@ -102,6 +102,22 @@ def test_runs_that_cannot_be_used_are_listed(tmp_path):
     assert len(read_table(tmp_path / "good" / "record.json")) == 1
 
 
+def test_the_error_of_the_evaluation_belongs_to_the_loss_it_was_measured_for(tmp_path):
+    more = {"val_loss_stderr": 0.01, "bits_per_byte": 1.2, "other": 0.02}
+    for name in ("a", "b"):
+        write_run(tmp_path / "runs", name, **more)
+    assert read_table(tmp_path / "runs").columns["stderr"].tolist() == [0.01, 0.01]
+    assert "stderr" not in read_table(tmp_path / "runs", {"loss": "bits_per_byte"}).columns
+    named = read_table(tmp_path / "runs", {"loss": "bits_per_byte", "stderr": "other"})
+    assert named.columns["stderr"].tolist() == [0.02, 0.02]
+    (tmp_path / "t.csv").write_text("N,D,loss,val_loss_stderr\n1e6,1e7,3,.01\n2e6,1e7,2.9,.02\n")
+    assert read_table(tmp_path / "t.csv").columns["stderr"].tolist() == [0.01, 0.02]
+    (tmp_path / "t.csv").write_text("N,D,val_loss,val_loss_stderr,stderr\n1e6,1e7,3,.01,.03\n")
+    assert read_table(tmp_path / "t.csv", {"loss": "val_loss"}).columns["stderr"].tolist() == [0.03]
+    write_run(tmp_path / "runs", "old")
+    assert "stderr" not in read_table(tmp_path / "runs").columns  # where one run does not have it, nothing compares
+
+
 def test_a_directory_without_usable_runs_is_an_error(tmp_path):
     with pytest.raises(TableError, match="no finished runs"):
         read_table(tmp_path)

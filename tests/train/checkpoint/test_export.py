@@ -128,13 +128,14 @@ def train(small_run: Path, run_dir: Path, world_size: int, *overrides: str) -> P
 
 
 @torch.no_grad()
-def validation_loss(model: GPT, run_dir: Path) -> float:
-    """The run's validation loss in nats per token, computed by the plain model."""
+def validation_loss(model: GPT, run_dir: Path) -> list[float]:
+    """The run's validation loss and its standard error in nats per token, computed by the plain model."""
     run = load_run(run_dir / "config.yaml")
     corpus = open_corpus(Path(run.data.directory) / read_record(run_dir)["corpus"])
     windows = validation_windows(corpus, run.train.sequence_length, run.eval.tokens)
     windows_NT = torch.from_numpy(windows[:])
-    return model(windows_NT[:, :-1], windows_NT[:, 1:]).item()
+    losses_N = model.eval()(windows_NT[:, :-1], windows_NT[:, 1:])
+    return [losses_N.mean().item(), losses_N.std().item() / len(losses_N) ** 0.5]
 
 
 def load_plain(out: Path) -> GPT:
@@ -166,7 +167,8 @@ def test_export_is_the_trained_model(
     assert main([str(run_dir), "--out", str(out)]) == 0
     record, model = read_record(run_dir), load_plain(out)
     assert sum(parameter.numel() for parameter in model.parameters()) == record["N"]
-    assert abs(validation_loss(model, run_dir) - record["val_loss"]) < tolerance
+    measured = [record["val_loss"], record["val_loss_stderr"]]
+    assert measured == pytest.approx(validation_loss(model, run_dir), abs=tolerance, rel=0)
     if record["precision"] == "bf16":  # the masters, not bf16 weights made wider
         weights = load_file(out / "plain/model.safetensors").values()
         assert not any(torch.equal(weight, weight.bfloat16().float()) for weight in weights if weight.ndim == 2)
@@ -204,7 +206,7 @@ class TestMixedRun:
         assert "model.mlp=swiglu" in complaint
         assert "model.mlp=gelu" in complaint
         assert complaint.count("\n") == 1
-        assert abs(validation_loss(load_plain(out), mixed_run) - read_record(mixed_run)["val_loss"]) < 2e-2
+        assert abs(validation_loss(load_plain(out), mixed_run)[0] - read_record(mixed_run)["val_loss"]) < 2e-2
         assert not (out / "config.json").exists()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
