@@ -1,7 +1,7 @@
 """Parallelism and precision change the time of a run, and neither its gradients nor its loss curve.
 
 Every case is compared with one process in fp32 that accumulates over four micro-batches: each parameter's gradient in
-the first step, by its name in `GPT`, and the losses of 30 steps. The gradients matter because Adam hides one that is
+the first step, by its name in `GPT`, and the losses of 12 steps. The gradients matter because Adam hides one that is
 wrong by a constant factor: its update divides by the gradient's own size.
 """
 
@@ -22,6 +22,7 @@ PP, TP, OFFLOAD = "--parallel.pipeline_stages=2", "--parallel.tensor_parallel=2"
 ZERO0, ZERO1, ZERO2, ZERO3 = (f"--parallel.zero_stage={stage}" for stage in range(4))
 RECOMPUTE, COMPILE = "--train.activation_checkpointing=true", "--train.compile=true"
 BF16, FP16, BF16_SUMS = "--precision=bf16", "--precision=fp16", "--train.gradient_dtype=bf16"
+STEPS = "--train.steps=12"
 COMMON = ["--optimizer.gradient_clipping=0.5"]  # about half of the first step's norm, so that clipping is compared too
 
 MODELS = {
@@ -123,7 +124,7 @@ def precision(keys: list[str]) -> str:
 def to_case(name: str, model: str, keys: list[str]) -> Case:
     # fp16 begins with a scale that does not overflow, lest the first step be skipped and the curve be one step late.
     ds_json = {"fp16": {"initial_scale_power": 8}} if FP16 in keys else {}
-    return Case(name, [*COMMON, *MODELS[model], *keys], ds_json)
+    return Case(name, [*COMMON, STEPS, *MODELS[model], *keys], ds_json)
 
 
 def gradient_errors(expected: dict[str, Any], got: dict[str, Any]) -> tuple[float, dict[str, float]]:
@@ -159,8 +160,8 @@ def trained(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             cases = [to_case(name, model, keys) for count, name, model, keys in table if count == ranks]
             if ranks == 1:
                 cases += [to_case(model, model, []) for model in MODELS]
-                cases += [Case("norms-wrong", [*COMMON, *MODELS["modern"]], fault=("norm", 1.05))]
-                cases += [Case("summed", [*COMMON, *MODELS["modern"]], fault=("", 4.0))]
+                cases += [Case("norms-wrong", [*COMMON, STEPS, *MODELS["modern"]], fault=("norm", 1.05))]
+                cases += [Case("summed", [*COMMON, STEPS, *MODELS["modern"]], fault=("", 4.0))]
             with pytest.MonkeyPatch.context() as patch:
                 patch.setenv("DS_ACCELERATOR", device)
                 done[device, ranks] = {}  # a launch that fails is not tried again by every test

@@ -12,7 +12,10 @@ from scaling.tables.read import read_table
 from tests.conftest import Ranks, read_record
 
 STEPS, AT, EARLY = 340, 250, 100
-COMMON = [f"--train.steps={STEPS}", "--checkpoint.interval=20", "--checkpoint.keep=20", "--spikes.rollback_margin=30"]
+COMMON = [
+    *(f"--train.steps={STEPS}", "--train.micro_batch_size=8"),
+    *("--checkpoint.interval=20", "--checkpoint.keep=20", "--spikes.rollback_margin=30"),
+]
 FIVE = [AT + i for i in range(5)]
 
 CASES: dict[str, dict[str, Any]] = {
@@ -23,13 +26,14 @@ CASES: dict[str, dict[str, Any]] = {
     "weights": {"fault": {"kind": "weights_x10", "steps": [AT]}},
     "always": {"fault": {"kind": "random_tokens", "steps": list(range(AT, 3000)), "once": False}},
 }
-NAN = {"kind": "nan_gradient", "steps": [AT], "rank": 1}
+NAN_AT = 60
+NAN = {"kind": "nan_gradient", "steps": [NAN_AT], "rank": 1}
 TWO_RANKS: dict[str, dict[str, Any]] = {
     "fp32": {"fault": NAN},
     "fp32-zero2": {"fault": NAN, "overrides": ["--parallel.zero_stage=2"]},
     "bf16": {"fault": NAN, "overrides": ["--precision=bf16"]},
     "pp2": {"fault": NAN, "overrides": ["--parallel.pipeline_stages=2"]},
-    "three": {"fault": NAN | {"steps": FIVE[:3]}},
+    "three": {"fault": NAN | {"steps": [NAN_AT, NAN_AT + 1, NAN_AT + 2]}},
     "frozen": {
         "fault": {"kind": "frozen_block", "steps": list(range(25))},
         "overrides": ["--train.steps=25", "--parallel.zero_stage=2"],
@@ -60,7 +64,9 @@ def runs(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pairs(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case of two processes."""
     folder = tmp_path_factory.mktemp("pairs")
-    assert launch(2, small_run, folder, TWO_RANKS) == 0
+    short = ["--train.steps=100", "--train.micro_batch_size=4"]
+    cases = {name: case | {"overrides": [*short, *case.get("overrides", [])]} for name, case in TWO_RANKS.items()}
+    assert launch(2, small_run, folder, cases) == 0
     return folder
 
 
@@ -146,7 +152,7 @@ def test_a_gradient_that_is_no_number_on_one_rank_updates_nothing_on_any(pairs: 
     assert record["rollbacks"] == 0
     assert record["tainted"] is True
     assert record["val_loss"] < 5
-    assert [(e["step"], e["kind"]) for e in events(pairs / name) if e["kind"] == "hard"] == [(AT + 1, "hard")]
+    assert [(e["step"], e["kind"]) for e in events(pairs / name) if e["kind"] == "hard"] == [(NAN_AT + 1, "hard")]
     assert "frozen" not in kinds(pairs / name)
 
 
