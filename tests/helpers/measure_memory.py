@@ -1,6 +1,6 @@
 """One rank that builds real engines, trains two steps with each, and prints the bytes that were allocated.
 
-    python tests/helpers/measure_memory.py '[{"parallel": {"zero_stage": 1}, ...}, ...]'
+    python -m tests.helpers.measure_memory '[{"parallel": {"zero_stage": 1}, ...}, ...]'
 
 Each case is a tree laid over `RUN`; its own `model`, if it has one, replaces `MODEL`. Prints a JSON line with the
 case's index for each: `resting`, bytes of all tensors between steps, and `peak`, the most bytes at once during a

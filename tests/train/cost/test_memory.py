@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from configs.reader import build
 from model.config import ModelConfig, expand_model
 from model.memory import CHUNK_LOGITS, block_activations
 from model.transformer import Block
-from tests.conftest import ROOT, free_port
+from tests.conftest import ROOT, Ranks
 from tests.helpers.measure_memory import BUCKET, run_of
 from train.cost.memory import blocks_of_stage, stage_memory
 
@@ -49,31 +48,13 @@ CASES = [
 
 
 @pytest.mark.slow
-def test_engines_allocate_what_is_planned() -> None:
+def test_engines_allocate_what_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     ranks = 2
-    port = str(free_port())
-    processes = [
-        subprocess.Popen(
-            [
-                sys.executable,
-                "-W",
-                "ignore",
-                Path(__file__).parents[2] / "helpers" / "measure_memory.py",
-                json.dumps(CASES),
-            ],
-            cwd=ROOT,
-            env=os.environ
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "PYTHONPATH": str(ROOT)}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    rows = [json.loads(line) for output in outputs for line in output.splitlines() if line.startswith('{"case"')]
-    assert len(rows) == ranks * len(CASES), "\n".join(outputs)
+    status, output = Ranks(ranks, [json.dumps(CASES)], ("-m", "tests.helpers.measure_memory")).finish()
+    assert status == 0, output
+    rows = [json.loads(line) for line in output.splitlines() if line.startswith('{"case"')]
+    assert len(rows) == ranks * len(CASES), output
     wrong = []
     for row in rows:
         run = run_of(CASES[row["case"]])
