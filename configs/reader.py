@@ -6,8 +6,8 @@ A configuration class lives beside its owner (`model/config.py`, `data/config.py
 - `extends: other.yaml` (relative to the file; mappings merge key by key, everything else replaces),
 - `--a.b=c` overrides,
 - names that keys had before read as those of today (`configs/renamed.py`),
-- types checked strictly, unknown keys refused with the nearest valid one,
-- a `problems()` method on any configuration class for combinations that cannot work,
+- types and ranges checked strictly, unknown keys refused with the nearest valid one,
+- a `problems()` method on any configuration class for combinations that cannot work, once every value is in range,
 - YAML without its surprises: `1e-4` is a number and `1e3` a whole one, `no` is a word, a key given twice is an error.
 """
 
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_origin, get_type_hints
 
 import pydantic
 import yaml
@@ -30,6 +30,17 @@ from configs import renamed
 
 T = TypeVar("T")
 Tree = dict[str, Any]
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+"""A whole number, at least 1."""
+Whole = Annotated[int, pydantic.Field(ge=0)]
+"""A whole number, not negative."""
+Positive = Annotated[float, pydantic.Field(gt=0)]
+"""A number above 0."""
+NonNegative = Annotated[float, pydantic.Field(ge=0)]
+"""A number, not negative."""
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+"""A number between 0 and 1, these included."""
 
 
 @dataclass(frozen=True)
@@ -345,6 +356,15 @@ def _key(location: tuple[Any, ...]) -> str:
     return ".".join(word for word in words if re.fullmatch(r"[A-Za-z_]\w*|\d+", word))
 
 
+_LIMITS = {
+    "greater_than": ("above", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("below", "lt"),
+    "less_than_equal": ("at most", "le"),
+}
+"""What pydantic calls a number out of its range: what it must be, and the name of the limit."""
+
+
 def _explain(cls: type, detail: Any) -> str:
     """Say in one sentence what is wrong with one value and what would be right."""
     kind, location, value = detail["type"], detail["loc"], detail["input"]
@@ -361,6 +381,9 @@ def _explain(cls: type, detail: Any) -> str:
         else:
             nearest = f"'{(difflib.get_close_matches(str(value), words, n=1, cutoff=0.3) or words)[0]}'"
         return f"{shown} is not one of {', '.join(words)}; nearest is {nearest}"
+    if kind in _LIMITS:
+        relation, limit = _LIMITS[kind]
+        return f"{shown} must be {relation} {detail['ctx'][limit]:g}"
     if kind == "missing_argument" or kind == "missing":
         return "is required and missing"
     expected = {

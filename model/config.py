@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from configs.reader import config
+from configs.reader import Count, Positive, config
 from model.sizes import expand_size
 
 
@@ -19,17 +19,17 @@ class ModelConfig:
     """Name of a size in `model/sizes.py`, such as `gpt2` or `tiny-25k`; null when the shape is spelled out."""
     style: Literal["gpt2", "modern"] = "gpt2"
     """`gpt2`: learned positions, LayerNorm, GELU, biases. `modern`: RoPE, RMSNorm, SwiGLU, QK-norm, no biases."""
-    n_layer: int
+    n_layer: Count
     """Number of transformer blocks."""
-    d_model: int
+    d_model: Count
     """Width of the residual stream."""
-    n_head: int
+    n_head: Count
     """Number of attention heads; must divide `d_model`."""
-    d_ff: int
+    d_ff: Count
     """Hidden width of the feed-forward layer; by default 4 d_model, or 8/3 d_model rounded up to 8 for SwiGLU."""
-    vocab_size: int
+    vocab_size: Count
     """Tokens in the vocabulary; must equal the tokenizer's."""
-    context_length: int
+    context_length: Count
     """Longest sequence the model accepts, in tokens; learned positions have one row for each."""
     positions: Literal["learned", "rope"]
     """Position information: a learned embedding, or rotary embeddings (Su et al. 2021, arXiv 2104.09864)."""
@@ -43,19 +43,19 @@ class ModelConfig:
     """Biases in linear layers and LayerNorm."""
     tie_embeddings: bool = True
     """Use the token embedding as the output projection too."""
-    rope_theta: float = 10_000.0
+    rope_theta: Positive = 10_000.0
     """Base of the rotary frequencies."""
-    norm_eps: float = 1e-5
+    norm_eps: Positive = 1e-5
     """Added to the variance in every normalisation."""
     parametrization: Literal["standard", "mup", "completep"] = "standard"
     """What keeps the best learning rate where it is: nothing; over widths, `mup`; over widths and depths, `completep`.
     See model/parametrization.py."""
-    base_d_model: int = 64
+    base_d_model: Count = 64
     """Width at which `mup` and `completep` are `standard`: where the learning rate was tuned. The defaults of this and
     the next two are the shape of `tiny-98k`."""
-    base_d_head: int = 16
+    base_d_head: Count = 16
     """Head width there."""
-    base_n_layer: int = 2
+    base_n_layer: Count = 2
     """Number of blocks there; of `completep` alone."""
 
     @property
@@ -65,16 +65,8 @@ class ModelConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot be built."""
-        for key in _POSITIVE:
-            if getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be at least 1"
-        for key in ("rope_theta", "norm_eps"):
-            if getattr(self, key) <= 0:
-                yield key, f"{getattr(self, key)} must be above 0"
         if self.base_d_head > self.base_d_model:
             yield "base_d_head", f"{self.base_d_head} is wider than base_d_model={self.base_d_model}"
-        if self.d_model < 1 or self.n_head < 1:
-            return
         if self.d_model % self.n_head:
             valid = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
             near = min(valid, key=lambda h: (abs(h - self.n_head), h))
@@ -82,11 +74,6 @@ class ModelConfig:
         elif self.positions == "rope" and self.d_head % 2:
             yield "n_head", f"RoPE needs an even head width, but d_model/n_head = {self.d_head}"
 
-
-_POSITIVE = (
-    *("n_layer", "d_model", "n_head", "d_ff", "vocab_size", "context_length"),
-    *("base_d_model", "base_d_head", "base_n_layer"),
-)
 
 _STYLES: dict[str, dict[str, Any]] = {
     "gpt2": {"positions": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False, "bias": True},

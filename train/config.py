@@ -4,9 +4,11 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from configs.reader import ConfigError, Problem, config, load
+import pydantic
+
+from configs.reader import ConfigError, Count, Fraction, NonNegative, Positive, Problem, Whole, config, load
 from data.config import DataConfig
 from data.corpus.tokenizer import expand_data
 from model.config import ModelConfig, expand_model
@@ -14,21 +16,25 @@ from model.counts import training_flops_per_token
 
 Precision = Literal["fp32", "bf16", "fp16"]
 """Number format of weights and activations in the forward and backward pass."""
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1)]
+"""How much of a running mean stays from step to step."""
+Timeout = Annotated[float, pydantic.Field(ge=1)]
+"""Seconds, at least one."""
 
 
 @config
 class TrainConfig:
     """How much is trained, and in what portions."""
 
-    sequence_length: int
+    sequence_length: Count
     """Tokens per sequence; at most `model.context_length`."""
-    global_batch_size: int
+    global_batch_size: Count
     """Sequences per optimizer step, over all devices."""
-    micro_batch_size: int
+    micro_batch_size: Count
     """Sequences per device and forward pass; gradients accumulate until `global_batch_size` is reached."""
-    steps: int | None = None
+    steps: Count | None = None
     """Optimizer steps; give this or `tokens`."""
-    tokens: int | None = None
+    tokens: Count | None = None
     """Training tokens D, rounded up to whole steps; give this or `steps`."""
     compile: bool = False
     """Compile the blocks and the loss with torch.compile."""
@@ -43,17 +49,9 @@ class TrainConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that cannot run."""
-        for key in ("sequence_length", "global_batch_size", "micro_batch_size", "steps", "tokens"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                yield key, f"{value} must be at least 1"
         if (self.steps is None) == (self.tokens is None):
             yield "steps", "give exactly one of train.steps and train.tokens (set the other to null)"
-        if (
-            self.micro_batch_size >= 1
-            and self.global_batch_size >= 1
-            and self.global_batch_size % self.micro_batch_size
-        ):
+        if self.global_batch_size % self.micro_batch_size:
             yield "micro_batch_size", _divisor_message(self.micro_batch_size, self.global_batch_size)
 
 
@@ -67,29 +65,18 @@ def _divisor_message(micro_batch_size: int, share: int) -> str:
 class OptimizerConfig:
     """AdamW (Loshchilov & Hutter 2019, arXiv 1711.05101)."""
 
-    lr: float
+    lr: Positive
     """Peak learning rate."""
-    beta1: float = 0.9
+    beta1: Decay = 0.9
     """Decay of the first moment."""
-    beta2: float = 0.95
+    beta2: Decay = 0.95
     """Decay of the second moment."""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """Added to the root of the second moment."""
-    weight_decay: float = 0.1
+    weight_decay: NonNegative = 0.1
     """Decoupled decay, applied to matrices of the blocks and the output projection, not to vectors."""
-    gradient_clipping: float = 1.0
+    gradient_clipping: Positive = 1.0
     """Largest global gradient norm; larger gradients are scaled down to it."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("lr", "eps", "gradient_clipping"):
-            if getattr(self, key) <= 0:
-                yield key, f"{getattr(self, key)} must be above 0"
-        for key in ("beta1", "beta2"):
-            if not 0 <= getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be in [0, 1)"
-        if self.weight_decay < 0:
-            yield "weight_decay", f"{self.weight_decay} must not be negative"
 
 
 @config
@@ -99,13 +86,13 @@ class ScheduleConfig:
     kind: Literal["cosine", "constant", "wsd"] = "cosine"
     """`cosine` to `min_lr_ratio`; `constant`; or `wsd`: warm up, stay, cool down linearly (Hu et al. 2024,
     2404.06395)."""
-    warmup_fraction: float = 0.05
+    warmup_fraction: Fraction = 0.05
     """Linear warmup, as a fraction of the steps."""
-    warmup_steps: int | None = None
+    warmup_steps: Whole | None = None
     """Linear warmup in optimizer steps, however long the run is; null: as `warmup_fraction` says."""
-    cooldown_fraction: float = 0.2
+    cooldown_fraction: Fraction = 0.2
     """Length of the final decay of `wsd`, as a fraction of the steps."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: Fraction = 0.1
     """Where `cosine` and `wsd` end, as a fraction of the peak."""
 
     def warmup_length(self, steps: int) -> int:
@@ -117,12 +104,7 @@ class ScheduleConfig:
         return steps - round(self.cooldown_fraction * steps)
 
     def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("warmup_fraction", "cooldown_fraction", "min_lr_ratio"):
-            if not 0 <= getattr(self, key) <= 1:
-                yield key, f"{getattr(self, key)} must be between 0 and 1"
-        if self.warmup_steps is not None and self.warmup_steps < 0:
-            yield "warmup_steps", f"{self.warmup_steps} must not be negative"
+        """Yield (key, message) for a warmup and a cooldown that do not fit into one run."""
         if self.kind == "wsd" and self.warmup_steps is None and self.warmup_fraction + self.cooldown_fraction > 1:
             message = f"warmup_fraction {self.warmup_fraction} + cooldown_fraction {self.cooldown_fraction}"
             yield "cooldown_fraction", f"{message} is more than the whole run"
@@ -132,11 +114,11 @@ class ScheduleConfig:
 class ParallelConfig:
     """How a run is spread over devices. Data parallelism is what is left: devices / devices_per_replica."""
 
-    pipeline_stages: int = 1
+    pipeline_stages: Count = 1
     """Consecutive groups of layers on devices of their own (PP)."""
     zero_stage: Literal[0, 1, 2, 3] | None = None
     """ZeRO stage (Rajbhandari et al. 2020); null: 0 for plain fp32 on whole models, else 1."""
-    tensor_parallel: int = 1
+    tensor_parallel: Count = 1
     """Devices that share each matrix of the blocks (Shoeybi et al. 2019, arXiv 1909.08053), each its heads."""
     offload_optimizer: bool = False
     """Keep the optimizer's state in the host's memory and update there (ZeRO-Offload, Ren et al. 2021)."""
@@ -148,9 +130,6 @@ class ParallelConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that DeepSpeed refuses or gets wrong."""
-        for key in ("pipeline_stages", "tensor_parallel"):
-            if getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be at least 1"
         if self.pipeline_stages > 1 and self.zero_stage in (2, 3):
             message = "the pipeline needs whole gradients on each stage; nearest is 1"
             yield (
@@ -178,43 +157,27 @@ class ParallelConfig:
 class EvalConfig:
     """Validation on a fixed set of tokens, the same for every topology."""
 
-    interval: int | None = None
+    interval: Count | None = None
     """Steps between evaluations during training; null: only at the end."""
-    tokens: int = 65_536
+    tokens: Count = 65_536
     """Validation tokens, rounded down to whole sequences; at most what the corpus holds out."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        if self.interval is not None and self.interval < 1:
-            yield "interval", f"{self.interval} must be at least 1, or null"
-        if self.tokens < 1:
-            yield "tokens", f"{self.tokens} must be at least 1"
 
 
 @config
 class CheckpointConfig:
     """States that a stopped run continues from."""
 
-    interval: int | None = None
+    interval: Count | None = None
     """Steps between checkpoints, the last step always among them; null: none."""
-    keep: int = 2
+    keep: Count = 2
     """Newest checkpoints kept at least; more are where a rollback may have to go further back
     (`spikes.rollback_margin`)."""
-    branch_points: list[int] = field(default_factory=list)
+    branch_points: list[Count] = field(default_factory=list)
     """Steps after which a checkpoint is written that stays, for runs that branch off; a sweep's `trunk` sets it."""
 
     def due(self, done: int) -> bool:
         """Return whether a checkpoint is written after `done` steps, wherever the run ends."""
         return done in self.branch_points or (self.interval is not None and done % self.interval == 0)
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        if self.interval is not None and self.interval < 1:
-            yield "interval", f"{self.interval} must be at least 1, or null"
-        if self.keep < 1:
-            yield "keep", f"{self.keep} must be at least 1"
-        if any(step < 1 for step in self.branch_points):
-            yield "branch_points", f"{min(self.branch_points)} must be at least 1"
 
 
 @config
@@ -223,13 +186,8 @@ class BranchConfig:
 
     run: str
     """Directory of that run, seen from the directory that this run's own lies in: in a sweep its name."""
-    step: int
+    step: Count
     """Optimizer steps it had done."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        if self.step < 1:
-            yield "step", f"{self.step} must be at least 1"
 
 
 @config
@@ -239,41 +197,26 @@ class SpikeConfig:
 
     enabled: bool = True
     """Judge the steps. Off, a loss that is not finite still ends the run."""
-    loss_z: float = 5.0
+    loss_z: NonNegative = 5.0
     """Deviation from which a loss is an outlier, in robust standard deviations."""
-    norm_z: float = 8.0
+    norm_z: NonNegative = 8.0
     """Deviation from which a logarithm of the gradient norm is an outlier, in robust standard deviations."""
-    patience: int = 64
+    patience: Count = 64
     """Steps within which a spike must be over by itself; otherwise training is rolled back."""
-    rollback_margin: int = 100
+    rollback_margin: Count = 100
     """Training goes back to a checkpoint at least so many steps before the first sign of the spike."""
-    max_rollbacks: int = 3
+    max_rollbacks: Count = 3
     """Rollbacks allowed within 1,000 steps; the run has diverged when one more is needed."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("patience", "rollback_margin", "max_rollbacks"):
-            if getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be at least 1"
-        for key in ("loss_z", "norm_z"):
-            if getattr(self, key) < 0:
-                yield key, f"{getattr(self, key)} must not be negative"
 
 
 @config
 class WatchdogConfig:
     """How long a rank may be silent before it counts as hung and the run is ended, to be launched again."""
 
-    step_timeout: float = 45.0
+    step_timeout: Timeout = 45.0
     """For an optimizer step; ten times the slowest step so far where that is more."""
-    startup_timeout: float = 1800.0
+    startup_timeout: Timeout = 1800.0
     """For the start with the first step, an evaluation, or a checkpoint; and, of a sweep, to be launched at all."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("step_timeout", "startup_timeout"):
-            if getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be at least 1"
 
 
 @config
@@ -381,7 +324,7 @@ class RunConfig:
     """Checkpoints."""
     branch: BranchConfig | None = None
     """Where the run begins; null: at its first step. A sweep's `trunk` sets it."""
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
     spikes: SpikeConfig = SpikeConfig()
     """When the loss spikes."""
@@ -461,8 +404,6 @@ class RunConfig:
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
             )
-        if self.log_every < 1:
-            yield "log_every", f"{self.log_every} must be at least 1"
         if not 0 <= self.seed < 2**32:
             yield "seed", f"{self.seed} is not between 0 and 2^32 - 1, which random number generators take"
         yield from self.step_plan.problems()

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from configs.keys import flat_items, flatten, nest
-from configs.reader import config
+from configs.reader import Count, NonNegative, Positive, Whole, config
 from train.config import is_safe_name
 from train.sweep.hparam_rules import LrRule, RulesConfig
 
@@ -18,18 +18,12 @@ class StopRule:
     The law of Chinchilla is fitted whenever a run has finished, cheap runs going first (scaling/design/stopping.py).
     """
 
-    params: float
+    params: Positive
     """Parameters N of the model to forecast, all of them counted."""
-    tokens: float
+    tokens: Positive
     """Its training tokens D."""
-    width: float = 0.02
+    width: Positive = 0.02
     """Width of the 90 % interval of its expected loss, as a fraction of the loss, at which the sweep ends."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("params", "tokens", "width"):
-            if getattr(self, key) <= 0:
-                yield key, f"{getattr(self, key)} must be above 0"
 
 
 @config
@@ -72,26 +66,26 @@ class SweepConfig:
     remote: Literal["ssh", "slurm"] = "ssh"
     """How runs are started on the machines of `hostfile`: `ssh`, by the deepspeed launcher through pdsh, or `slurm`, by
     srun inside the allocation that the sweep itself runs in."""
-    devices_per_run: int = 1
+    devices_per_run: Count = 1
     """GPUs a run trains on; on a CPU, processes."""
-    threads_per_run: int | None = None
+    threads_per_run: Count | None = None
     """CPU cores a run is given, shared by its processes; null: one for each. Not used on GPUs."""
-    runs_per_gpu: int = 1
+    runs_per_gpu: Count = 1
     """Runs that share a GPU, each in a process of its own, for models too small to fill one. Their kernels take turns;
     where NVIDIA's MPS daemon runs, they overlap."""
-    parallel_runs: int | None = None
+    parallel_runs: Count | None = None
     """Runs at a time at most, to spare memory; null: as many as the devices hold."""
-    runs_per_launch: int | None = None
+    runs_per_launch: Count | None = None
     """Runs that one launch trains, one after another in the same processes, at most; null: as many as there are."""
     launcher_args: list[str] = field(default_factory=list)
     """More arguments for the `deepspeed` launcher, such as [--ssh_port, "2222"]; with `remote: slurm`, for srun."""
-    retries: int = 0
+    retries: Whole = 0
     """Times that a run is launched again after it failed; a mistake in its input or a divergence is not retried."""
-    grace_seconds: float = 60.0
+    grace_seconds: NonNegative = 60.0
     """Time that runs are given to end after Ctrl-C or SIGTERM, before they are killed."""
-    flops_per_second: float | None = None
+    flops_per_second: Positive | None = None
     """Training FLOP/s of one device, for the time estimate while no run of this sweep has finished."""
-    price_per_device_hour: float | None = None
+    price_per_device_hour: NonNegative | None = None
     """Price of one device for one hour, in any currency, for the cost estimate."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
@@ -101,16 +95,6 @@ class SweepConfig:
                 "name",
                 f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
             )
-        for key in ("devices_per_run", "threads_per_run", "runs_per_gpu", "parallel_runs", "runs_per_launch"):
-            value = getattr(self, key)
-            if value is not None and value < 1:
-                yield key, f"{value} must be at least 1"
-        for key in ("retries", "grace_seconds", "price_per_device_hour"):
-            value = getattr(self, key)
-            if value is not None and value < 0:
-                yield key, f"{value} must not be negative"
-        if self.flops_per_second is not None and self.flops_per_second <= 0:
-            yield "flops_per_second", f"{self.flops_per_second} must be above 0"
         if self.remote == "slurm" and self.hostfile is None:
             yield "remote", "slurm needs a hostfile with the machines of the allocation; docs/multinode.md shows how"
         if "slurm" in self.launcher_args:

@@ -9,9 +9,11 @@ import difflib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
-from configs.reader import ConfigError, Problem, config
+import pydantic
+
+from configs.reader import ConfigError, Count, Positive, Problem, config
 from model.config import ModelConfig
 from model.counts import count_parameters
 from train.config import RunConfig
@@ -71,20 +73,12 @@ WARMUP = {
 class LrRule:
     """Peak learning rate by width: lr = reference * (model.d_model / d_model)^power."""
 
-    reference: float
+    reference: Positive
     """Peak learning rate at the reference width."""
-    d_model: int
+    d_model: Count
     """The reference width."""
-    power: float
+    power: Annotated[float, pydantic.Field(ge=-10, le=10)]
     """How the rate changes with width; -1 is Adam's in muP (Yang et al. 2022, arXiv 2203.03466), 0 keeps it."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """Yield (key, message) for every value out of its range."""
-        for key in ("reference", "d_model"):
-            if getattr(self, key) <= 0:
-                yield key, f"{getattr(self, key)} must be above 0"
-        if abs(self.power) > 10:
-            yield "power", f"{self.power:g} must be between -10 and 10"
 
     def at(self, d_model: int) -> float:
         """Return the rate at a width, to six digits, so that it prints as it is used."""
@@ -101,7 +95,7 @@ class RulesConfig:
     """`train.global_batch_size`, to the nearest multiple of the micro-batches of all devices: a rule of `BATCH`."""
     warmup: str | None = None
     """`schedule.warmup_steps`, at most half of the run: a rule of `WARMUP`, or `untuned`, which is 2 / (1 - beta2)."""
-    timescale: float | None = None
+    timescale: Positive | None = None
     """`optimizer.weight_decay` = 1 / (lr x steps x this): AdamW forgets over this fraction of a run, whatever its
     length, batch and learning rate (Wang & Aitchison 2024, arXiv 2405.13698)."""
 
@@ -111,8 +105,6 @@ class RulesConfig:
             if (name := getattr(self, key)) is not None and name not in rules:
                 near = difflib.get_close_matches(name, rules, n=1, cutoff=0.0)[0]
                 yield key, f"\"{name}\" is not one of {', '.join(rules)}; nearest is '{near}'"
-        if self.timescale is not None and self.timescale <= 0:
-            yield "timescale", f"{self.timescale} must be above 0"
 
 
 @dataclass(frozen=True)

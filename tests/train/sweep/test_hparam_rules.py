@@ -84,7 +84,7 @@ def test_the_plan_names_the_source_of_every_value(tmp_path: Path) -> None:
         ("rules: {lr: step_law}\nlr: {reference: 1, d_model: 8, power: 0}", "rules.lr: is given beside the rule `lr`"),
         ("rules: {lr: kaplan}", "rules.lr"),
         ("rules: {lr: deepsek}", "rules.lr: \"deepsek\" is not one of deepseek, step_law; nearest is 'deepseek'"),
-        ("rules: {timescale: 0}", "rules.timescale: 0.0 must be above 0"),
+        ("rules: {timescale: 0}", "rules.timescale: 0 must be above 0"),
         ("rules: {batch: step_law}\nrun: {train.steps: 10, train.tokens: null}", "needs train.tokens"),
         (
             "lr: {reference: 1, d_model: 8, power: -1}\nrun: {model.parametrization: mup}",
