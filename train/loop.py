@@ -1,11 +1,13 @@
 """The training loop: from a run's configuration to its record."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from configs.cli import Status
+from configs.run_record import RunRecord
 from data.loading.mixture import Mixture
 from model.parameters import ParameterTable, parameter_table
 from train.checkpoint.branching import branch_point
@@ -24,8 +26,18 @@ from train.stability.spike_detector import Kind, Verdict, rollback_reach
 from train.stability.spike_guard import RecoveryState, Rollback, SpikeGuard
 from train.supervision.heartbeat import HeartbeatWriter
 from train.supervision.preemption import Preempted, StopRequest
-from train.telemetry.record import make_record
-from train.telemetry.reporter import Reporter, StepClock
+from train.telemetry.metrics import inherit_curve
+from train.telemetry.record import (
+    describe_components,
+    describe_compute,
+    describe_identity,
+    describe_model,
+    describe_recipe,
+    describe_result,
+    describe_tokens,
+)
+from train.telemetry.reporter import Reporter, RunScale, StepClock
+from train.telemetry.wandb_tracker import Tracker
 
 _LOOK = 20
 """Steps after a start at which every parameter must have had a gradient; fp16 has found its loss scale by then."""
@@ -56,7 +68,7 @@ def train(
         CheckpointError: when checkpoints exist but none can be loaded.
         Preempted: when a signal asked any of the processes to end; the state has been saved.
     """
-    report = Reporter(run, run_dir, topology) if topology.is_main else None
+    report = reporter_of(run, run_dir, topology.world_size) if topology.is_main else None
     table = parameter_table(run.model)
     checkpoints = checkpoints_of(run, run_dir, table, topology)
     rollback: Rollback | None = None
@@ -91,6 +103,16 @@ def checkpoints_of(run: RunConfig, run_dir: Path, table: ParameterTable, topolog
     )
 
 
+def reporter_of(run: RunConfig, run_dir: Path, devices: int) -> Reporter:
+    """Return the voice of a run in `run_dir`; a branch begins with the curve of its trunk. For the main process."""
+    inherited = inherit_curve(run.branch, run_dir)
+    tracker = Tracker(run.wandb, run_dir.name, run_dir, {**dataclasses.asdict(run), "devices": devices})
+    for row in inherited:
+        tracker.log(row)
+    scale = RunScale(run.steps, run.tokens_per_step, run.flops_per_token, devices, bool(run.data.mixture))
+    return Reporter(run_dir, scale, tracker)
+
+
 class _TrainingAttempt:
     """Training from the newest checkpoint to the end, or to a spike that does not pass."""
 
@@ -108,7 +130,7 @@ class _TrainingAttempt:
         """Resume; `after` is what ended the attempt before. The main process alone has a `report`."""
         self.run, self.mixture, self.topology, self.engine = run, mixture, topology, engine
         self.checkpoints, self.heartbeat, self.report = checkpoints, heartbeat, report
-        self.validation = Validation(mixture, run, topology)
+        self.validation = Validation(mixture, run.eval.tokens, run.train, topology)
         self.first_step, recovery = _resume(engine, checkpoints, after)
         self.guard = SpikeGuard(run.spikes, run.precision, recovery)
         self.clock = StepClock(self.first_step)
@@ -188,11 +210,23 @@ class _TrainingAttempt:
         self.heartbeat.begin("finishing", self.run.steps)
         losses = self.losses or self.validation.measure(self.engine)
         if self.report is not None:
-            spikes = self.guard.recovery.describe(self.run.tokens_per_step)
-            record = make_record(
-                self.run, self.topology, self.mixture, self.validation, losses, spikes, self.report.seconds
-            )
-            self.report.finish(record)
+            self.report.finish(self._record(losses, self.report.seconds))
+
+    def _record(self, losses: Losses, seconds: float) -> RunRecord:
+        run, mixture, validation = self.run, self.mixture, self.validation
+        plan, length = run.step_plan, run.train.sequence_length
+        return RunRecord(
+            identity=describe_identity(run.name, run.seed, mixture),
+            size=describe_model(run.model),
+            tokens=describe_tokens(mixture, validation, length, run.tokens),
+            compute=describe_compute(plan, run.tokens, run.tokens_spent, self.topology, seconds),
+            recipe=describe_recipe(plan, run.schedule, run.branch, run.steps),
+            result=describe_result(losses, validation, self.guard.recovery.describe(run.tokens_per_step)),
+            components=describe_components(mixture, validation, losses, length, run.tokens)
+            if run.data.mixture
+            else None,
+            others={},
+        )
 
 
 def _resume(engine: Any, checkpoints: Checkpoints, after: Rollback | None) -> tuple[int, RecoveryState]:

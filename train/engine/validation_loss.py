@@ -11,7 +11,7 @@ from typing import Any
 
 from data.loading.batches import Windows, target_bytes, validation_windows
 from data.loading.mixture import Mixture
-from train.config import RunConfig
+from train.config import TrainConfig
 from train.distributed.topology import Topology
 from train.engine.engine import evaluate
 from train.engine.micro_batches import validation_batches
@@ -30,18 +30,18 @@ class Losses:
 class Validation:
     """The validation windows of every component of a run, and this replica's batches of them."""
 
-    def __init__(self, mixture: Mixture, run: RunConfig, topology: Topology) -> None:
-        """Read `eval.tokens` tokens of each component."""
+    def __init__(self, mixture: Mixture, tokens: int, train: TrainConfig, topology: Topology) -> None:
+        """Read at most `tokens` tokens of each component, in windows and micro-batches as for training."""
         self.weights = {component.name: component.weight for component in mixture.components}
         self.windows: dict[str, Windows] = {}
         self.bytes_per_token: dict[str, float] = {}
         for name, corpus in ((component.name, component.corpus) for component in mixture.components):
-            windows = validation_windows(corpus, run.train.sequence_length, run.eval.tokens)
+            windows = validation_windows(corpus, train.sequence_length, tokens)
             self.windows[name] = windows
             self.bytes_per_token[name] = target_bytes(corpus, windows) / (len(windows) * windows.sequence_length)
         self._topology = topology
         self._batches = {
-            name: validation_batches(windows, run.train.micro_batch_size, topology)
+            name: validation_batches(windows, train.micro_batch_size, topology)
             for name, windows in self.windows.items()
         }
 

@@ -1,4 +1,4 @@
-"""What a run says of itself when it has finished: everything that a fitter needs to know."""
+"""What a finished run says of itself: the sections of its record, each of what it is about."""
 
 import math
 import platform
@@ -14,14 +14,14 @@ from configs.run_record import (
     RunCompute,
     RunIdentity,
     RunRecipe,
-    RunRecord,
     RunResult,
     RunSize,
     RunTokens,
 )
 from data.loading.mixture import Mixture, repetitions
+from model.config import ModelConfig
 from model.counts import count_parameters
-from train.config import RunConfig
+from train.config import BranchConfig, ScheduleConfig, StepPlan
 from train.cost.gpus import find_gpu
 from train.distributed.topology import Topology, uses_gpu
 from train.engine.validation_loss import Losses, Validation
@@ -44,105 +44,103 @@ def peak_flops() -> float | None:
     return gpu.flops if gpu is not None else None
 
 
-def make_record(
-    run: RunConfig,
-    topology: Topology,
-    mixture: Mixture,
-    validation: Validation,
-    losses: Losses,
-    spikes: dict[str, Any],
-    seconds: float,
-) -> RunRecord:
-    """Describe a finished run.
+def describe_identity(name: str, seed: int, mixture: Mixture) -> RunIdentity:
+    """Return which run has finished, on what, and by which versions of code and libraries."""
+    return RunIdentity(
+        name=name,
+        complete=True,
+        seed=seed,
+        corpus=mixture.name,
+        corpus_fingerprint=mixture.fingerprint,
+        tokenizer_sha256=mixture.components[0].corpus.manifest.tokenizer.sha256,
+        **_versions(),
+    )
 
-    Args:
-        run: its configuration.
-        topology: the processes that ran it.
-        mixture: what it was trained on.
-        validation: what it was evaluated on.
-        losses: of the last evaluation.
-        spikes: whether anything altered the run, and what.
-        seconds: wall-clock time of the steps that count, over all resumes.
-    """
-    counts = count_parameters(run.model)
-    repeated = repetitions(mixture, run.train.sequence_length, run.tokens)
-    bytes_per_token = validation.mean(validation.bytes_per_token)
-    return RunRecord(
-        identity=RunIdentity(
-            name=run.name,
-            complete=True,
-            seed=run.seed,
-            corpus=mixture.name,
-            corpus_fingerprint=mixture.fingerprint,
-            tokenizer_sha256=mixture.components[0].corpus.manifest.tokenizer.sha256,
-            **_versions(),
-        ),
-        size=RunSize(
-            N=counts.total,
-            N_non_embedding=counts.non_embedding,
-            N_head=counts.readout_matrix,
-            n_layer=run.model.n_layer,
-            d_model=run.model.d_model,
-            n_head=run.model.n_head,
-            d_ff=run.model.d_ff,
-            vocab_size=run.model.vocab_size,
-            style=run.model.style,
-            tied=run.model.tie_embeddings,
-            parametrization=run.model.parametrization,
-        ),
-        tokens=RunTokens(
-            D=run.tokens,
-            training_bytes=_training_bytes(mixture, run.tokens),
-            epochs=max(r.epochs for r in repeated.values()),
-            unique_tokens=sum(r.unique_tokens for r in repeated.values()),
-            entropy_rate=_entropy_rate(mixture, run.train.sequence_length),
-            validation_tokens=validation.tokens,
-            validation_bytes_per_token=bytes_per_token,
-        ),
-        compute=RunCompute(
-            flops=run.flops,
-            flops_spent=run.flops_spent,
-            flops_6nd=6 * counts.total * run.tokens,
-            seconds=seconds,
-            device=device_name(),
-            world_size=topology.world_size,
-            data_parallel=topology.data_parallel,
-            pipeline_stages=topology.pipeline_stages,
-            tensor_parallel=topology.tensor_parallel,
-            zero_stage=run.zero_stage,
-            precision=run.precision,
-        ),
-        recipe=RunRecipe(
-            steps=run.steps,
-            global_batch=run.train.global_batch_size,
-            micro_batch=run.train.micro_batch_size,
-            sequence_length=run.train.sequence_length,
-            lr=run.optimizer.lr,
-            weight_decay=run.optimizer.weight_decay,
-            schedule=run.schedule.kind,
-            warmup_steps=run.schedule.warmup_length(run.steps),
-            final_lr_fraction=run.schedule.min_lr_ratio if run.schedule.kind != "constant" else 1.0,
-            branch_of=None if run.branch is None else run.branch.run,
-            branch_step=None if run.branch is None else run.branch.step,
-        ),
-        result=RunResult(
-            val_loss=losses.mean,
-            val_loss_stderr=losses.stderr,
-            bits_per_byte=_bits(losses.mean, bytes_per_token),
-            **spikes,
-        ),
-        components=ComponentResults(
-            val_loss_by_component=losses.by_component,
-            weight_by_component=validation.weights,
-            bits_per_byte_by_component={
-                name: _bits(loss, validation.bytes_per_token[name]) for name, loss in losses.by_component.items()
-            },
-            epochs_by_component={name: r.epochs for name, r in repeated.items()},
-            unique_tokens_by_component={name: r.unique_tokens for name, r in repeated.items()},
-        )
-        if run.data.mixture
-        else None,
-        others={},
+
+def describe_model(model: ModelConfig) -> RunSize:
+    """Return the model's counts and shape."""
+    counts = count_parameters(model)
+    return RunSize(
+        N=counts.total,
+        N_non_embedding=counts.non_embedding,
+        N_head=counts.readout_matrix,
+        n_layer=model.n_layer,
+        d_model=model.d_model,
+        n_head=model.n_head,
+        d_ff=model.d_ff,
+        vocab_size=model.vocab_size,
+        style=model.style,
+        tied=model.tie_embeddings,
+        parametrization=model.parametrization,
+    )
+
+
+def describe_tokens(mixture: Mixture, validation: Validation, sequence_length: int, tokens: int) -> RunTokens:
+    """Return what a run of `tokens` training tokens reads, and what it is evaluated on."""
+    repeated = repetitions(mixture, sequence_length, tokens).values()
+    return RunTokens(
+        D=tokens,
+        training_bytes=_training_bytes(mixture, tokens),
+        epochs=max(r.epochs for r in repeated),
+        unique_tokens=sum(r.unique_tokens for r in repeated),
+        entropy_rate=_entropy_rate(mixture, sequence_length),
+        validation_tokens=validation.tokens,
+        validation_bytes_per_token=validation.mean(validation.bytes_per_token),
+    )
+
+
+def describe_compute(plan: StepPlan, tokens: int, tokens_spent: int, topology: Topology, seconds: float) -> RunCompute:
+    """Return the cost of `tokens` training tokens, of which the run has trained on `tokens_spent` in `seconds`."""
+    return RunCompute(
+        flops=tokens * plan.flops_per_token,
+        flops_spent=tokens_spent * plan.flops_per_token,
+        flops_6nd=6 * count_parameters(plan.model).total * tokens,
+        seconds=seconds,
+        device=device_name(),
+        world_size=topology.world_size,
+        data_parallel=topology.data_parallel,
+        pipeline_stages=topology.pipeline_stages,
+        tensor_parallel=topology.tensor_parallel,
+        zero_stage=plan.zero_stage,
+        precision=plan.precision,
+    )
+
+
+def describe_recipe(plan: StepPlan, schedule: ScheduleConfig, branch: BranchConfig | None, steps: int) -> RunRecipe:
+    """Return how a run of `steps` optimizer steps is trained."""
+    return RunRecipe(
+        steps=steps,
+        global_batch=plan.train.global_batch_size,
+        micro_batch=plan.train.micro_batch_size,
+        sequence_length=plan.train.sequence_length,
+        lr=plan.optimizer.lr,
+        weight_decay=plan.optimizer.weight_decay,
+        schedule=schedule.kind,
+        warmup_steps=schedule.warmup_length(steps),
+        final_lr_fraction=schedule.min_lr_ratio if schedule.kind != "constant" else 1.0,
+        branch_of=None if branch is None else branch.run,
+        branch_step=None if branch is None else branch.step,
+    )
+
+
+def describe_result(losses: Losses, validation: Validation, spikes: dict[str, Any]) -> RunResult:
+    """Return the losses of the last evaluation, with what the spike guard says of the run."""
+    bits = _bits(losses.mean, validation.mean(validation.bytes_per_token))
+    return RunResult(val_loss=losses.mean, val_loss_stderr=losses.stderr, bits_per_byte=bits, **spikes)
+
+
+def describe_components(
+    mixture: Mixture, validation: Validation, losses: Losses, sequence_length: int, tokens: int
+) -> ComponentResults:
+    """Return the same of each component of a mixture."""
+    repeated = repetitions(mixture, sequence_length, tokens)
+    bits = {name: _bits(loss, validation.bytes_per_token[name]) for name, loss in losses.by_component.items()}
+    return ComponentResults(
+        val_loss_by_component=losses.by_component,
+        weight_by_component=validation.weights,
+        bits_per_byte_by_component=bits,
+        epochs_by_component={name: r.epochs for name, r in repeated.items()},
+        unique_tokens_by_component={name: r.unique_tokens for name, r in repeated.items()},
     )
 
 

@@ -1,40 +1,46 @@
 """What a run tells the outside world: metrics, W&B, progress on the terminal, the record."""
 
-import dataclasses
 import math
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from configs.curve_band import BAND
 from configs.metrics_rows import METRICS
 from configs.run_record import RECORD, RunRecord
-from train.config import RunConfig
-from train.distributed.topology import Topology
 from train.engine.validation_loss import Losses
 from train.stability.band_monitor import Monitor
 from train.stability.spike_detector import Kind, Verdict
-from train.telemetry.metrics import MetricsLog, inherit_curve
+from train.telemetry.metrics import MetricsLog
 from train.telemetry.record import peak_flops
 from train.telemetry.wandb_tracker import Tracker
+
+
+@dataclass(frozen=True)
+class RunScale:
+    """What a run's steps amount to."""
+
+    steps: int
+    tokens_per_step: int
+    flops_per_token: int
+    """Exact."""
+    devices: int
+    mixed: bool
+    """Whether it reads a mixture, whose components are then told apart."""
 
 
 class Reporter:
     """The voice of a run; only its main process has one."""
 
-    def __init__(self, run: RunConfig, run_dir: Path, topology: Topology) -> None:
-        """Open the logs of `run_dir` and W&B."""
-        self.run, self.run_dir, self.topology = run, run_dir, topology
-        inherited = inherit_curve(run.branch, run_dir)
+    def __init__(self, run_dir: Path, scale: RunScale, tracker: Tracker) -> None:
+        """Open the logs of `run_dir`; rows go to `tracker` too."""
+        self.run_dir, self.scale, self.tracker = run_dir, scale, tracker
         self.metrics = MetricsLog(run_dir / METRICS)
         self.events = MetricsLog(run_dir / "events.jsonl")
-        settings = {**dataclasses.asdict(run), "devices": topology.world_size}
-        self.tracker = Tracker(run.wandb, run_dir.name, run_dir, settings)
-        for row in inherited:
-            self.tracker.log(row)
         self.peak = peak_flops()
-        self.progress = _ProgressBar(run) if sys.stderr.isatty() else None
+        self.progress = _ProgressBar(run_dir.name, scale.steps) if sys.stderr.isatty() else None
 
     def begin(self, first_step: int, attempt: int) -> None:
         """Announce an attempt, which goes on after `first_step` steps."""
@@ -42,7 +48,7 @@ class Reporter:
         # Time goes on from where the checkpoint was written; what was lost after it does not count.
         earlier = [row.get("seconds") or 0.0 for row in self.metrics.rows if row["step"] <= first_step]
         self.started = time.perf_counter() - max(earlier, default=0.0)
-        self.monitor = Monitor(self.run_dir / BAND, self.run.steps)
+        self.monitor = Monitor(self.run_dir / BAND, self.scale.steps)
         for row in self.metrics.rows:
             loss = row.get("loss_mean", row.get("loss"))
             if row["step"] <= first_step and loss is not None:
@@ -63,8 +69,8 @@ class Reporter:
         """Log the step that has just been done; `loss_mean` is that of the steps since the last one logged."""
         row: dict[str, Any] = {
             **self._where(done),
-            "tokens": done * self.run.tokens_per_step,
-            "flops": done * self.run.tokens_per_step * self.run.flops_per_token,
+            "tokens": done * self.scale.tokens_per_step,
+            "flops": done * self.scale.tokens_per_step * self.scale.flops_per_token,
             "loss": loss,
             "grad_norm": grad_norm,
             "lr": lr,
@@ -73,13 +79,13 @@ class Reporter:
         if loss_mean is not None:
             row["loss_mean"] = loss_mean
         if steps_per_second is not None:
-            row["tokens_per_second"] = steps_per_second * self.run.tokens_per_step
-            achieved = row["tokens_per_second"] * self.run.flops_per_token / self.topology.world_size
+            row["tokens_per_second"] = steps_per_second * self.scale.tokens_per_step
+            achieved = row["tokens_per_second"] * self.scale.flops_per_token / self.scale.devices
             row["flops_per_second_per_device"] = achieved
             row["mfu"] = achieved / self.peak if self.peak else None
         if losses is not None:
             row["val_loss"], row["val_loss_stderr"] = losses.mean, losses.stderr
-            if self.run.data.mixture:
+            if self.scale.mixed:
                 row["val_loss_by_component"] = losses.by_component
         expected, alert = self.monitor.follow(done, row.get("loss_mean", loss))
         row |= expected
@@ -95,7 +101,7 @@ class Reporter:
         else:
             speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if steps_per_second is not None else ""
             validation = f"  val_loss {losses.mean:.4f}" if losses is not None else ""
-            text = f"step {done}/{self.run.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
+            text = f"step {done}/{self.scale.steps}  loss {loss:.4f}  grad_norm {grad_norm:.3f}"
             print(f"{text}{speed}{validation}", flush=True)
 
     def verdicts(self, verdicts: list[Verdict]) -> None:
@@ -152,12 +158,12 @@ class Reporter:
 class _ProgressBar:
     """A progress bar on a terminal."""
 
-    def __init__(self, run: RunConfig) -> None:
+    def __init__(self, name: str, steps: int) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
         text = TextColumn("{task.fields[text]}")
         self.bar = Progress(TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
-        self.task = self.bar.add_task(run.name, total=run.steps, text="")
+        self.task = self.bar.add_task(name, total=steps, text="")
         self.bar.start()
 
     def show(self, row: dict[str, Any]) -> None:
