@@ -11,6 +11,7 @@ from torch import Tensor
 
 from configs.reader import build
 from model.config import ModelConfig, expand_model
+from model.counts import count_parameters
 from model.init import initialise
 from model.parameters import parameter_table
 from model.parametrization import fold_multipliers
@@ -124,6 +125,14 @@ def test_weights_can_hold_the_multipliers(kind: dict[str, Any]) -> None:
     plain = GPT(model_config(**kind)).double()
     plain.load_state_dict(fold_multipliers(model.config, model.state_dict()))
     assert torch.allclose(plain.logits(tokens()[:, :-1]), model.logits(tokens()[:, :-1]), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_table_of_parameters_is_that_of_the_model(kind: dict[str, Any]) -> None:
+    config = model_config(**kind)
+    shapes = {name: info.shape for name, info in parameter_table(config).items()}
+    assert list(shapes.items()) == [(name, parameter.shape) for name, parameter in GPT(config).named_parameters()]
+    assert sum(map(math.prod, shapes.values())) == count_parameters(config).total
 
 
 def test_updates_follow_the_table() -> None:
