@@ -1,13 +1,15 @@
-"""scripts/sweep.py as it is typed."""
+"""scripts/sweep.py as it is typed; what starts nothing, in this process."""
 
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from model.counts import count_parameters
+from scripts.sweep import main
 from train.sweep.expand import load_sweep
 
 ROOT = Path(__file__).parents[2]
@@ -19,9 +21,26 @@ def sweep(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
 
 
+@pytest.fixture
+def plan(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """The same in this process, which has imported what it needs."""
+    monkeypatch.chdir(ROOT)
+
+    def result(*arguments: str) -> subprocess.CompletedProcess[str]:
+        try:
+            status: int | str | None = main(list(arguments))
+        except SystemExit as end:
+            status = end.code
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return result
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_sweeps_plan(path, tmp_path):
-    result = sweep(str(path), "--dry-run", f"--runs_dir={tmp_path / 'runs'}", "--price_per_device_hour=2")
+def test_shipped_sweeps_plan(path, tmp_path, plan):
+    result = plan(str(path), "--dry-run", f"--runs_dir={tmp_path / 'runs'}", "--price_per_device_hour=2")
     assert result.returncode == 0, result.stderr
     runs = load_sweep(path).runs
     rows = {words[0]: words for words in map(str.split, result.stdout.splitlines()) if words}
@@ -54,15 +73,15 @@ def test_planning_imports_neither_torch_nor_deepspeed():
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True).returncode == 0
 
 
-def test_status_of_nothing(tmp_path):
-    result = sweep(str(SHIPPED[-1]), "--status", f"--runs_dir={tmp_path / 'runs'}")
+def test_status_of_nothing(tmp_path, plan):
+    result = plan(str(SHIPPED[-1]), "--status", f"--runs_dir={tmp_path / 'runs'}")
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("pending") == len(load_sweep(SHIPPED[-1]).runs)
     assert not (tmp_path / "runs").exists()
 
 
-def test_print_config_shows_every_key(tmp_path):
-    result = sweep(str(SHIPPED[-1]), "--print-config", "--retries=4")
+def test_print_config_shows_every_key(plan):
+    result = plan(str(SHIPPED[-1]), "--print-config", "--retries=4")
     assert "retries: 4" in result.stdout
     assert "threads_per_run:" in result.stdout
 
@@ -77,9 +96,9 @@ def test_print_config_shows_every_key(tmp_path):
         (["configs/sweeps/quickstart.yaml", "extra"], "command line: extra: is not understood"),
     ],
 )
-def test_mistakes_end_in_a_sentence(tmp_path, arguments, words, monkeypatch):
+def test_mistakes_end_in_a_sentence(tmp_path, plan, arguments, words, monkeypatch):
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    result = sweep(*arguments, f"--runs_dir={tmp_path / 'runs'}")
+    result = plan(*arguments, f"--runs_dir={tmp_path / 'runs'}")
     assert result.returncode == 2
     assert words in result.stderr
     assert "Traceback" not in result.stderr
@@ -100,6 +119,7 @@ def test_a_real_ladder_of_two(tmp_path):
     arguments = [
         "configs/sweeps/quickstart.yaml",
         "--device=cpu",
+        "--parallel_runs=1",
         "--axes.model.size=[tiny-1k,tiny-3k]",
         "--train.tokens=8192",
         "--eval.tokens=2048",
