@@ -10,7 +10,7 @@ steps, finds the same spike and goes back the same way.
 import dataclasses
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,16 @@ from torch import Tensor
 from train.config import Precision, SpikeConfig
 from train.distributed.topology import uses_gpu
 from train.stability.spike_detector import Kind, SpikeState, Verdict, after_rollback, detect_spike
+
+
+class Alterations(TypedDict):
+    """Whether anything altered a run, and what: keys of its record."""
+
+    tainted: bool
+    rollbacks: int
+    skipped_tokens: int
+    skipped_updates: int
+    ended_in_spike: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class RecoveryState:
         detector = SpikeState.from_json(content["detector"])
         return cls(**content | {"detector": detector, "skips": skips, "unlogged": unlogged})
 
-    def describe(self, tokens_per_step: int) -> dict[str, Any]:
+    def describe(self, tokens_per_step: int) -> Alterations:
         """Return what the record says: whether anything altered the run, and what."""
         in_spike = self.detector.onset is not None
         return {

@@ -25,6 +25,7 @@ from train.config import BranchConfig, ScheduleConfig, StepPlan
 from train.cost.gpus import find_gpu
 from train.distributed.topology import Topology, uses_gpu
 from train.engine.validation_loss import Losses, Validation
+from train.stability.spike_guard import Alterations
 
 
 def device_name() -> str:
@@ -123,10 +124,10 @@ def describe_recipe(plan: StepPlan, schedule: ScheduleConfig, branch: BranchConf
     )
 
 
-def describe_result(losses: Losses, validation: Validation, spikes: dict[str, Any]) -> RunResult:
+def describe_result(losses: Losses, validation: Validation, altered: Alterations) -> RunResult:
     """Return the losses of the last evaluation, with what the spike guard says of the run."""
     bits = _bits(losses.mean, validation.mean(validation.bytes_per_token))
-    return RunResult(val_loss=losses.mean, val_loss_stderr=losses.stderr, bits_per_byte=bits, **spikes)
+    return RunResult(val_loss=losses.mean, val_loss_stderr=losses.stderr, bits_per_byte=bits, **altered)
 
 
 def describe_components(
