@@ -11,16 +11,34 @@ import numpy as np
 import scipy
 
 from scaling.errors import FitError
-from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS, Bootstrap, bootstrap, residual_sigma
-from scaling.fit.estimate import Fit, Loss, fit, loss_named, rows_for
-from scaling.fit.model_averaging import Average, average, candidates, summary
+from scaling.fit.bootstrap import DRAWS, LEVEL, MAX_DRAW, METHODS, Bootstrap, bootstrap, interval, residual_sigma
+from scaling.fit.estimate import Certificate, Fit, Loss, fit, loss_named, rows_for
+from scaling.fit.model_averaging import Average, average, candidates
 from scaling.fit.profile import profile
 from scaling.fit.weights import weights_for
-from scaling.forecast.law_file import SCHEMA
+from scaling.forecast.law_file import LawFile
+from scaling.forecast.law_sections import (
+    AveragedLaw,
+    AveragedLaws,
+    BacktestSummary,
+    BootstrapSummary,
+    ChecksSection,
+    CompanionFit,
+    ConvergenceReport,
+    DataSection,
+    Diagnostic,
+    FitSection,
+    ForecastScores,
+    HeldOutFit,
+    Objective,
+    OthersSection,
+    ProfileSummary,
+    UncertaintySection,
+)
 from scaling.laws import LAWS, Array, Law, law_named
 from scaling.tables.table import Table
 from scaling.validation.backtest import HOLDOUT, Backtest, backtest, expanding_windows, held_out
-from scaling.validation.diagnostics import Diagnostic, diagnose
+from scaling.validation.diagnostics import diagnose
 from scaling.validation.known_entropy import entropy_rate
 from scaling.validation.lr_scans import Tuned
 from scaling.validation.sensitivity import sensitivity
@@ -54,16 +72,22 @@ class FitOptions:
 class FitResult:
     """The content of law.json, the draws kept beside it, and the fit itself."""
 
-    law: dict[str, Any]
+    law: LawFile
     draws: dict[str, Array]
     fit: Fit
     backtest: Backtest | None
     average: Average | None = None
 
 
-def fit_law(table: Table, options: FitOptions | None = None) -> FitResult:
+def fit_law(
+    table: Table,
+    options: FitOptions | None = None,
+    forecasts: ForecastScores | None = None,
+    baselines: Mapping[str, float] | None = None,
+) -> FitResult:
     """Fit the law asked for to every row, with intervals, and test it on held-out rows that another fit predicts.
 
+    ``forecasts`` that the table scores and ``baselines``, losses of other models by name, are kept beside the law.
     Raises FitError where the table is too small for the law, KeyError for an unknown law.
     """
     options = options or FitOptions()
@@ -75,73 +99,86 @@ def fit_law(table: Table, options: FitOptions | None = None) -> FitResult:
     boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, options.draws, options.seed)
     split, skipped = _split(law, table, options)
     averaged = _average(law, rows, options)
-    content: dict[str, Any] = {
-        "schema": SCHEMA,
-        "law": law.name,
-        "formula": law.formula,
-        "paper": law.paper,
-        "params": fitted.params,
-        "intervals": boot.intervals(options.level),
-        "level": options.level,
-        "holdout": [s.as_dict() for s in split.scored] if split else [],
-        "holdout_rule": split.holdout if split else "none",
-        "holdout_fit": _summary(split.fit) if split else None,
-        "certificate": _certificate(fitted, options),
-        "excluded": [asdict(e) for e in table.excluded],
-        "table_sha256": table.sha256,
-        "loss_unit": table.loss_unit,
-        "source": table.source,
-        "rows": rows.rows,
-        "runs": len(set(rows.run)),
-        "points": {k: rows.columns[k] for k in dict.fromkeys((*law.variables, "N", "D"))},
-        "n_definition": table.n_definition,
-        "c_definition": table.c_definition,
-        "compute": {
-            "definition": table.compute.definition,
-            "sizes": list(table.compute.sizes),
-            "flops_per_token": list(table.compute.flops_per_token),
-        },
-        "loss": {"name": loss.name, "scale": loss.scale, "delta": loss.delta},
-        "weights": options.weights if "weight" in table.columns else "none",
-        "pinned": dict(options.fixed),
-        "fit_range": {
-            k: [float(v.min()), float(v.max())] for k, v in rows.columns.items() if k in {"N", "D", "C", *law.variables}
-        },
-        "residuals": fitted.residuals,
-        "residual_sigma": residual_sigma(fitted.residuals, fitted.problem.free),
-        "free_parameters": fitted.problem.free,
-        "entropy_rate": entropy_rate(rows),
-        "bootstrap": _bootstrap_summary(boot),
-        "profile_E": _profile(fitted, rows, options),
-        "backtest": _windows(law, rows, options),
-        "fits": _companions(table, options) if law.response == "loss" else {},
-        "averaged": summary(averaged, options.level) if averaged else None,
-        "sensitivity": _sensitivity(law, rows, options),
-        "tuning": [tuned.as_dict() for tuned in options.tuned],
-        "warnings": [w.as_dict() for w in (*skipped, *diagnose(rows, fitted, boot, options.tuned))],
-    }
+    content = LawFile(
+        fit=FitSection(
+            law=law.name,
+            formula=law.formula,
+            paper=law.paper,
+            params=_finite(fitted.params),
+            intervals=boot.intervals(options.level),
+            level=options.level,
+            pinned=dict(options.fixed),
+            loss=Objective(name=loss.name, scale=loss.scale, delta=loss.delta),
+            weights=options.weights if "weight" in table.columns else "none",
+            free_parameters=fitted.problem.free,
+            residuals=fitted.residuals.tolist(),
+            residual_sigma=residual_sigma(fitted.residuals, fitted.problem.free),
+        ),
+        data=DataSection(
+            source=table.source,
+            table_sha256=table.sha256,
+            rows=rows.rows.tolist(),
+            runs=len(set(rows.run)),
+            points={k: rows.columns[k].tolist() for k in dict.fromkeys((*law.variables, "N", "D"))},
+            fit_range={
+                k: (float(v.min()), float(v.max()))
+                for k, v in rows.columns.items()
+                if k in {"N", "D", "C", *law.variables}
+            },
+            excluded=table.excluded,
+            loss_unit=table.loss_unit,
+            n_definition=table.n_definition,
+            c_definition=table.c_definition,
+            entropy_rate=entropy_rate(rows),
+            baselines=dict(baselines or {}),
+        ),
+        compute=table.compute,
+        uncertainty=UncertaintySection(bootstrap=_bootstrap_summary(boot), profile_E=_profile(fitted, rows, options)),
+        checks=ChecksSection(
+            certificate=_report(fitted.certificate, options),
+            holdout=split.scored if split else [],
+            holdout_rule=split.holdout if split else "none",
+            holdout_fit=_held_out_fit(split.fit) if split else None,
+            backtest=_windows(law, rows, options),
+            sensitivity=sensitivity(law, rows, options.point, options.fixed, options.seed)
+            if options.sensitivity
+            else None,
+            tuning=[tuned.stored() for tuned in options.tuned],
+            warnings=[*skipped, *diagnose(rows, fitted, boot, options.tuned)],
+        ),
+        others=OthersSection(
+            fits=_companions(table, options) if law.response == "loss" else {},
+            averaged=_summary(averaged, options.level) if averaged else None,
+            forecasts=forecasts or ForecastScores(),
+        ),
+    )
     return FitResult(content, boot.params, fitted, split, averaged)
+
+
+def _finite(params: Mapping[str, float]) -> dict[str, float]:
+    """Parameters as their draws and intervals are kept: an amplitude beyond the range of floats at its end."""
+    return {k: float(np.clip(v, -MAX_DRAW, MAX_DRAW)) for k, v in params.items()}
 
 
 def _loss(law: Law, options: FitOptions) -> Loss:
     return loss_named(options.loss or law.default_loss, options.delta)
 
 
-def _profile(fitted: Fit, rows: Table, options: FitOptions) -> dict[str, Any] | None:
+def _profile(fitted: Fit, rows: Table, options: FitOptions) -> ProfileSummary | None:
     """Profile of the irreducible loss, where the law has one that is free."""
     if "E" not in fitted.law.parameters or "E" in options.fixed:
         return None
     found = profile(fitted, rows.cluster, "E", options.level, options.clustered, seed=options.seed)
-    return {
-        "E": found.values,
-        "objective": found.objective,
-        "threshold": found.threshold,
-        "interval": [found.low, found.high],
-        "level": found.level,
-    }
+    return ProfileSummary(
+        E=found.values.tolist(),
+        objective=found.objective.tolist(),
+        threshold=found.threshold,
+        interval=(found.low, found.high if np.isfinite(found.high) else None),
+        level=found.level,
+    )
 
 
-def _windows(law: Law, rows: Table, options: FitOptions) -> dict[str, Any] | None:
+def _windows(law: Law, rows: Table, options: FitOptions) -> BacktestSummary | None:
     """Expanding windows over compute and their pooled score."""
     if options.holdout == "none" or law.response != "loss":
         return None
@@ -157,12 +194,12 @@ def _windows(law: Law, rows: Table, options: FitOptions) -> dict[str, Any] | Non
         options.seed,
     )
     count = sum(w.held_out for w in windows)
-    return {
-        "windows": [asdict(w) for w in windows],
-        "predictions": count,
-        "covered": sum(w.covered for w in windows),
-        "rms_error": float(np.sqrt(sum(w.held_out * w.rms_error**2 for w in windows) / count)) if count else None,
-    }
+    return BacktestSummary(
+        windows=windows,
+        predictions=count,
+        covered=sum(w.covered for w in windows),
+        rms_error=float(np.sqrt(sum(w.held_out * w.rms_error**2 for w in windows) / count)) if count else np.nan,
+    )
 
 
 def _average(law: Law, rows: Table, options: FitOptions) -> Average | None:
@@ -171,13 +208,6 @@ def _average(law: Law, rows: Table, options: FitOptions) -> Average | None:
         return None
     draws = min(options.draws, 1000)
     return average(rows, candidates(), _loss(law, options), options.method, options.clustered, draws, options.seed)
-
-
-def _sensitivity(law: Law, rows: Table, options: FitOptions) -> dict[str, Any] | None:
-    if not options.sensitivity:
-        return None
-    found = asdict(sensitivity(law, rows, options.point, options.fixed, options.seed))
-    return {**found, "point": dict(options.point) if options.point else None}
 
 
 def _split(law: Law, table: Table, options: FitOptions) -> tuple[Backtest | None, list[Diagnostic]]:
@@ -204,14 +234,17 @@ def _split(law: Law, table: Table, options: FitOptions) -> tuple[Backtest | None
         return None, [Diagnostic("no_backtest", text, "add runs of at least one more size")]
 
 
-def _certificate(fitted: Fit, options: FitOptions) -> dict[str, Any]:
-    return {
-        **asdict(fitted.certificate),
-        "moved_from_start": fitted.certificate.distance_from_start > 1e-6,
-        "start_set": options.starts,
-        "seed": options.seed,
-        "versions": {"scaling": _version(), "numpy": np.__version__, "scipy": scipy.__version__},
-    }
+def _report(certificate: Certificate, options: FitOptions | None = None) -> ConvergenceReport:
+    """How the optimum was reached; of the fit to all rows, with what it takes to repeat it."""
+    asked: dict[str, Any] = {}
+    if options is not None:
+        asked = {
+            "moved_from_start": certificate.distance_from_start > 1e-6,
+            "start_set": options.starts,
+            "seed": options.seed,
+            "versions": {"scaling": _version(), "numpy": np.__version__, "scipy": scipy.__version__},
+        }
+    return ConvergenceReport(**asdict(certificate), **asked)
 
 
 def _version() -> str:
@@ -221,29 +254,48 @@ def _version() -> str:
         return "uninstalled"
 
 
-def _summary(fitted: Fit) -> dict[str, Any]:
-    return {
-        "params": fitted.params,
-        "certificate": asdict(fitted.certificate),
-        "rows": len(fitted.problem.y),
-        "residual_sigma": residual_sigma(fitted.residuals, fitted.problem.free),
-    }
+def _held_out_fit(fitted: Fit) -> HeldOutFit:
+    return HeldOutFit(
+        params=_finite(fitted.params),
+        certificate=_report(fitted.certificate),
+        rows=len(fitted.problem.y),
+        residual_sigma=residual_sigma(fitted.residuals, fitted.problem.free),
+    )
 
 
-def _bootstrap_summary(boot: Bootstrap) -> dict[str, Any]:
-    return {
-        "method": boot.method,
-        "clustered": boot.clustered,
-        "clusters": boot.clusters,
-        "draws": len(next(iter(boot.params.values()))),
-        "boundary": boot.boundary,
-        "seed": boot.seed,
-    }
+def _bootstrap_summary(boot: Bootstrap) -> BootstrapSummary:
+    return BootstrapSummary(
+        method=boot.method,
+        clustered=boot.clustered,
+        clusters=boot.clusters,
+        draws=len(next(iter(boot.params.values()))),
+        boundary=boot.boundary,
+        seed=boot.seed,
+    )
 
 
-def _companions(table: Table, options: FitOptions) -> dict[str, Any]:
+def _summary(average: Average, level: float) -> AveragedLaws:
+    members = [
+        AveragedLaw(
+            label=m.label,
+            law=m.law.name,
+            pinned=m.fixed,
+            params=_finite(m.params),
+            intervals={k: interval(v, level) for k, v in m.draws.items()},
+            error=m.error,
+            weight=m.weight,
+            residuals=m.residuals.tolist(),
+            free=m.free,
+            log=m.log,
+        )
+        for m in average.members
+    ]
+    return AveragedLaws(members=members, failed=average.failed)
+
+
+def _companions(table: Table, options: FitOptions) -> dict[str, CompanionFit]:
     """Kaplan's single-variable laws on the frontier of the same table, or why one could not be fitted."""
-    found: dict[str, Any] = {}
+    found = {}
     for name in COMPANIONS:
         if name == options.law:
             continue
@@ -252,14 +304,16 @@ def _companions(table: Table, options: FitOptions) -> dict[str, Any]:
         try:
             fitted = fit(law, rows, _loss(law, options))
         except FitError as error:
-            found[name] = {"formula": law.formula, "reason": str(error)}
+            found[name] = CompanionFit(formula=law.formula, paper=law.paper, reason=str(error))
             continue
         boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, min(options.draws, 500), options.seed)
-        found[name] = {
-            **_summary(fitted),
-            "formula": law.formula,
-            "paper": law.paper,
-            "intervals": boot.intervals(options.level),
-            "rows": rows.rows,
-        }
+        found[name] = CompanionFit(
+            formula=law.formula,
+            paper=law.paper,
+            params=_finite(fitted.params),
+            intervals=boot.intervals(options.level),
+            certificate=_report(fitted.certificate),
+            rows=rows.rows.tolist(),
+            residual_sigma=residual_sigma(fitted.residuals, fitted.problem.free),
+        )
     return found

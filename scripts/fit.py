@@ -26,7 +26,7 @@ from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS
 from scaling.fit.estimate import LOSSES
 from scaling.fit.model_averaging import all_draws
 from scaling.fit.weights import WEIGHTS
-from scaling.forecast.law_file import write_draws, write_law
+from scaling.forecast.law_file import write_draws
 from scaling.forecast.preregistration import score_forecasts
 from scaling.laws import LAWS
 from scaling.report.console import show
@@ -118,18 +118,18 @@ def run(args: argparse.Namespace) -> None:
     )
     out = args.out or args.source
     require_writable(out)
-    result = fit_law(table, options)
-    result.law["forecasts"] = score_forecasts({out, args.source} if args.source.is_dir() else {out}, table)
-    result.law["baselines"] = read_baselines(args.source, table.loss_unit) if args.source.is_dir() else {}
+    runs_dir = args.source if args.source.is_dir() else None
+    forecasts = score_forecasts({out, runs_dir} if runs_dir else {out}, table)
+    baselines = read_baselines(runs_dir, table.loss_unit) if runs_dir else {}
+    result = fit_law(table, options, forecasts, baselines)
     console = make_console()
     show(result.law, console)
     if result.average:
         write_draws(out / "average.npz", all_draws(result.average))
-    written = write_law(out, result.law, result.draws)
+    written = result.law.write(out, result.draws)
     console.print(f"law: {written}", soft_wrap=True)
     from scaling.report.report import write_report  # matplotlib is slow to import and not needed before
 
-    runs_dir = args.source if args.source.is_dir() else None
     console.print(f"report: {write_report(result.law, table, result.draws, runs_dir, out)}", soft_wrap=True)
 
 

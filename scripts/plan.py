@@ -31,11 +31,11 @@ from rich.table import Table as Grid
 
 from configs.cli import Parser, make_console, parse_count, run_command
 from data.files import write_text
-from scaling.design.optimal_design import Best, Candidates, Design, best_for, design, grid, sensible
+from scaling.design.optimal_design import Best, Candidates, Design, DesignBasis, best_for, design, grid, sensible
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import PlanError
 from scaling.forecast.forecast import forecast
-from scaling.forecast.law_file import compute_of, read_draws, read_law
+from scaling.forecast.law_file import LawFile, read_draws, read_law
 from scaling.formatting import count, flops, significant
 from scaling.laws import Array
 from scaling.tables.cells import MAX_VALUE
@@ -76,12 +76,12 @@ def make_parser() -> Parser:
     return parser
 
 
-def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str, Array]) -> Proposal:
+def propose(args: argparse.Namespace, law: LawFile, draws: Mapping[str, Array]) -> Proposal:
     """Choose the next runs for a target. Raises PlanError, ConfigError."""
     N, D = args.target_params, args.target_tokens
     if N is None or D is None:
         raise PlanError("a target needs both --target-params and --target-tokens")
-    compute = compute_of(law)
+    compute = law.compute
     if max(N, D) > MAX_VALUE:
         raise PlanError(f"--target-params {N:g} and --target-tokens {D:g} are beyond any plausible value")
     C = float(compute.flops(N, D))
@@ -93,14 +93,14 @@ def propose(args: argparse.Namespace, law: Mapping[str, Any], draws: Mapping[str
     setting, found = None, []
     if args.like:
         setting = read_setting(args.like)
-        low, high = law["fit_range"]["N"]
-        found = [s for s in shapes(setting, law["n_definition"]) if low / 2 <= s.N <= min(4 * high, max(high, N))]
-        tokens = law["fit_range"]["D"]
+        low, high = law.data.fit_range["N"]
+        found = [s for s in shapes(setting, law.data.n_definition) if low / 2 <= s.N <= min(4 * high, max(high, N))]
+        tokens = law.data.fit_range["D"]
         possible = candidates(setting, found, compute, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
     else:
         possible = grid(law, target, budget)
     possible = pick(possible, allowed(law, possible))
-    chosen = design(law, draws, target, possible, budget, runs_wanted)
+    chosen = design(DesignBasis.of(law, draws), target, possible, budget, runs_wanted)
     runs = pick(possible, np.array([s.candidate for s in chosen.steps]))
     return Proposal(chosen, runs, found, setting, target)
 
@@ -110,9 +110,9 @@ def pick(runs: Candidates, which: NDArray[Any]) -> Candidates:
     return Candidates({k: v[which] for k, v in runs.columns.items()}, runs.flops[which])
 
 
-def allowed(law: Mapping[str, Any], possible: Candidates) -> NDArray[np.bool_]:
+def allowed(law: LawFile, possible: Candidates) -> NDArray[np.bool_]:
     """Which candidates are new and not too far from the fitted points; all where the law does not list those."""
-    points = law.get("points", {})
+    points = law.data.points
     if not {"N", "D"} <= points.keys():
         return np.ones(len(possible), dtype=bool)
     return sensible(possible, np.array(points["N"]), np.array(points["D"]))
@@ -181,7 +181,7 @@ def show_proposal(proposal: Proposal, console: Console) -> None:
 def run(args: argparse.Namespace) -> None:
     """Read, plan, print, write."""
     law = read_law(args.law)
-    draws = read_draws(args.law)
+    draws = read_draws(args.law, law.declared.parameters)
     console = make_console()
     given = next(
         ((k, v) for k, v in (("C", args.flops), ("N", args.params), ("D", args.tokens)) if v is not None), None
@@ -203,13 +203,13 @@ def run(args: argparse.Namespace) -> None:
         loss = {k: getattr(predicted, k) for k in ("loss", "low", "high", "level", "extrapolation")}
     if wants_runs:
         proposal = propose(args, law, draws)
-    counted = how_counted(compute_of(law), best, proposal)
+    counted = how_counted(law.compute, best, proposal)
     if args.json:
         print(json.dumps(as_dict(best, loss, proposal, counted)))
     else:
         console.print(*counted, sep="\n", soft_wrap=True)
         if best is not None and loss is not None:
-            show_best(best, loss, law["level"], console)
+            show_best(best, loss, law.fit.level, console)
         if proposal is not None:
             show_proposal(proposal, console)
     if args.write and proposal is not None and proposal.setting is not None:

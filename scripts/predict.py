@@ -17,14 +17,12 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from configs.cli import Parser, parse_count, run_command
 from scaling.forecast.forecast import Forecast, forecast, task_score
-from scaling.forecast.law_file import compute_of, read_law
+from scaling.forecast.law_file import LawFile, read_law
 from scaling.forecast.preregistration import register
 from scaling.formatting import nats
-from scaling.tables.table import NATS
 
 
 def make_parser() -> Parser:
@@ -45,15 +43,15 @@ def make_parser() -> Parser:
     return parser
 
 
-def show(result: Forecast, law: dict[str, Any]) -> str:
+def show(result: Forecast, law: LawFile) -> str:
     """The forecast in words."""
     far = "inside the fitted range"
     if result.extrapolation > 1:
         parts = [f"{k} by {v:.3g}x" for k, v in result.extrapolation_by.items() if v > 1]
         far = f"outside the fitted range: {', '.join(parts)}"
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
-    counted = "".join(f"\n{line}" for line in (compute_of(law).words, *result.cautions)) if "C" in result.inputs else ""
-    kind = f"loss {{}} {law.get('loss_unit', NATS)}" if law["law"] != "task_sigmoid" else "score {}"
+    counted = "".join(f"\n{line}" for line in (law.compute.words, *result.cautions)) if "C" in result.inputs else ""
+    kind = f"loss {{}} {law.data.loss_unit}" if law.fit.law != "task_sigmoid" else "score {}"
     return (
         f"{given}\n"
         f"{kind.format(nats(result.loss))}, {100 * result.level:g} % interval "
@@ -76,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     result = forecast(path, law, given, args.average)
     answer = {k: getattr(result, k) for k in ("loss", "low", "high", "level", "extrapolation")}
     answer |= {"extrapolation_by": result.extrapolation_by, "inputs": result.inputs}
-    answer |= {"compute": compute_of(law).words, "cautions": list(result.cautions)}
+    answer |= {"compute": law.compute.words, "cautions": list(result.cautions)}
     lines = [show(result, law)]
     if result.averaged:
         answer["averaged"] = result.averaged

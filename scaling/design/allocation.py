@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -131,13 +130,6 @@ class Approach:
     def applies(self) -> bool:
         """Whether the data allow this approach."""
         return not self.reason
-
-    def as_dict(self) -> dict[str, Any]:
-        """For law.json."""
-        if not self.applies:
-            return {"name": self.name, "reason": self.reason}
-        optima = [{"C": C, "N": N} for C, N in zip(*self.seen, strict=True)]
-        return {"name": self.name, "a": self.a, "a_interval": self.a_interval, "optima": optima, "notes": self.notes}
 
 
 TITLES = {
@@ -401,7 +393,7 @@ def parametric(view: FittedLaw, budgets: Array) -> Approach:
     ends = _measured(view)
     # The exponent is that between the ends of the measured compute; where equation 4 holds it is the same everywhere.
     C = np.concatenate([ends, budgets])
-    N, _ = optimum(view.declared, view.law["params"], C, view.compute)
+    N, _ = optimum(view.declared, view.law.fit.params, C, view.compute)
     draws = {k: v[:DRAWS] for k, v in view.thinned.items()}
     samples = optimum(view.declared, draws, C, view.compute)[0] if draws else N[None]
     low, high = view.bounds(samples)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.design.optimal_design import Candidates, design
+from scaling.design.optimal_design import Candidates, DesignBasis, design
 from scaling.errors import FitError, PlanError
 from scaling.fit.bootstrap import DRAWS, LEVEL, bootstrap, residual_sigma
 from scaling.fit.estimate import fit
@@ -129,16 +129,12 @@ def next_best(table: Table, target: Mapping[str, float], law: Law, fixed: Mappin
     while fitted is not None and (left := 0.25 * C.sum() - C[bought].sum()) > 0 and (~bought).any():
         kept = table.select(bought)
         draws = bootstrap(fitted, kept.run, draws=400, seed=seed).params
-        known = {
-            "law": law.name,
-            "params": fitted.params,
-            "residual_sigma": residual_sigma(fitted.residuals, fitted.problem.free),
-            "loss": {"scale": fitted.problem.loss.scale},
-        }
+        sigma = residual_sigma(fitted.residuals, fitted.problem.free)
+        basis = DesignBasis(law, fitted.params, draws, sigma, fitted.problem.loss.scale)
         unbought = np.flatnonzero(~bought)
         offered = Candidates({k: table.columns[k][unbought] for k in law.variables}, C[unbought])
         try:
-            step = design(known, draws, target, offered, left, 1).steps[0]
+            step = design(basis, target, offered, left, 1).steps[0]
         except PlanError:  # nothing that is left can be paid
             break
         bought[unbought[step.candidate]] = True

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +21,8 @@ from numpy.typing import NDArray
 from scaling.design.allocation import exponents, has_closed_form, optimum
 from scaling.errors import PlanError
 from scaling.fit.bootstrap import interval
-from scaling.forecast.law_file import compute_of
-from scaling.laws import LAWS, Array, Law
+from scaling.forecast.law_file import LawFile
+from scaling.laws import Array, Law
 from scaling.tables.cells import MAX_VALUE, MIN_VALUE
 from scaling.tables.compute import Compute
 
@@ -49,23 +48,22 @@ class Best:
     D: Quantity
 
 
-def best_for(law: Mapping[str, Any], draws: Mapping[str, Array], given: str, value: float) -> Best:
+def best_for(law: LawFile, draws: Mapping[str, Array], given: str, value: float) -> Best:
     """The compute-optimal model of which one thing is ``given``: C (FLOPs), N (parameters) or D (tokens).
 
-    ``law`` is the content of law.json. Raises PlanError for a law that has no optimum.
+    Raises PlanError for a law that has no optimum.
     """
-    declared = LAWS[law["law"]]
     if not (np.isfinite(value) and value > 0):
         raise PlanError(f"{given} must be a positive number, not {value}")
     if not MIN_VALUE <= value <= MAX_VALUE:
         raise PlanError(f"{given} = {value:g} is beyond any plausible value")
-    point: dict[str, float | Array] = {k: float(v) for k, v in law["params"].items()}
+    point: dict[str, float | Array] = {k: float(v) for k, v in law.fit.params.items()}
     samples: dict[str, float | Array] = {k: np.asarray(v, dtype=float).reshape(-1, 1) for k, v in draws.items()}
     try:
-        middle, drawn = (_solve(declared, p, compute_of(law), given, value) for p in (point, samples))
+        middle, drawn = (_solve(law.declared, p, law.compute, given, value) for p in (point, samples))
     except ValueError as error:
         raise PlanError(str(error)) from error
-    found = {k: Quantity(float(middle[k][0]), *interval(drawn[k], law["level"])) for k in ("C", "N", "D")}
+    found = {k: Quantity(float(middle[k][0]), *interval(drawn[k], law.fit.level)) for k in ("C", "N", "D")}
     return Best(**{**found, given: Quantity(value, value, value)})  # exactly as given
 
 
@@ -178,22 +176,40 @@ def covariance(law: Law, draws: Mapping[str, Array], columns: Mapping[str, Array
     return np.atleast_2d(np.cov(predicted, rowvar=False))
 
 
-def grid(law: Mapping[str, Any], target: Mapping[str, float], budget: float, steps_per_doubling: int = 1) -> Candidates:
+def grid(law: LawFile, target: Mapping[str, float], budget: float, steps_per_doubling: int = 1) -> Candidates:
     """Possible runs over the fitted range and up to 4 times beyond it, each within ``budget`` FLOPs."""
     axes = []
     for name in ("N", "D"):
-        low, high = law["fit_range"][name]
+        low, high = law.data.fit_range[name]
         high = min(4 * high, max(high, target[name]))
         axes.append(np.exp2(np.arange(np.log2(low), np.log2(high) + 1e-9, 1 / steps_per_doubling)))
     N, D = (m.ravel() for m in np.meshgrid(*axes, indexing="ij"))
-    flops = compute_of(law).flops(N, D)
+    flops = law.compute.flops(N, D)
     allowed = (flops <= budget) & ~((target["N"] <= N) & (target["D"] <= D))
     return Candidates({k: v[allowed] for k, v in (("N", N), ("D", D), ("U", D), ("C", flops))}, flops[allowed])
 
 
+@dataclass(frozen=True)
+class DesignBasis:
+    """What a design is made from: a law, its parameters and draws (draws,), and the noise of a measurement.
+
+    ``residual_sigma`` is a standard deviation, relative where the ``scale`` of the losses is log.
+    """
+
+    law: Law
+    params: Mapping[str, float]
+    draws: Mapping[str, Array]
+    residual_sigma: float
+    scale: str
+
+    @classmethod
+    def of(cls, law: LawFile, draws: Mapping[str, Array]) -> DesignBasis:
+        """That of a law.json."""
+        return cls(law.declared, law.fit.params, draws, law.fit.residual_sigma, law.fit.loss.scale)
+
+
 def design(
-    law: Mapping[str, Any],
-    draws: Mapping[str, Array],
+    basis: DesignBasis,
     target: Mapping[str, float],
     candidates: Candidates,
     budget: float,
@@ -205,7 +221,7 @@ def design(
     Cost-effective Outbreak Detection in Networks, section 3.2: within (1 - 1/e)/2 of the best for submodular gains).
     Raises PlanError where no candidate is within the budget, or the law reads what candidates do not say.
     """
-    declared = LAWS[law["law"]]
+    declared = basis.law
     if declared.response != "loss":
         raise PlanError(f"the law {declared.name} predicts {declared.response}, which this design does not handle")
     unknown = [k for k in declared.variables if k not in candidates.columns]
@@ -216,10 +232,10 @@ def design(
         cheapest = f"; the cheapest costs {candidates.flops.min():.3g}" if len(candidates) else ""
         raise PlanError(f"no run that could be trained costs at most {budget:.3g} FLOPs{cheapest}")
     at = {k: np.append(target[k], candidates.columns[k][affordable]) for k in declared.variables}
-    K = covariance(declared, draws, at)
-    noise = np.full(len(at[declared.variables[0]]), law["residual_sigma"])
-    if law["loss"]["scale"] != "log":
-        noise = noise / declared.evaluate(law["params"], at)
+    K = covariance(declared, basis.draws, at)
+    noise = np.full(len(at[declared.variables[0]]), basis.residual_sigma)
+    if basis.scale != "log":
+        noise = noise / declared.evaluate(basis.params, at)
     cost = candidates.flops[affordable]
     both = [_greedy(K, noise[1:] ** 2, cost, budget, runs, per_flop) for per_flop in (False, True)]
     best = min(both, key=lambda steps: (steps[-1].sigma, sum(s.flops for s in steps)))

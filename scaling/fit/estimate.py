@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +40,7 @@ class Loss:
     """
 
     name: str
-    scale: str
+    scale: Literal["log", "raw"]
     delta: float
 
     def rho(self, residual: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import FitError
-from scaling.fit.bootstrap import LEVEL, METHODS, bootstrap, interval, predictive_draws
+from scaling.fit.bootstrap import LEVEL, METHODS, bootstrap, predictive_draws
 from scaling.fit.estimate import Fit, Loss, fit
 from scaling.fit.folds import compute_folds
 from scaling.laws import LAWS, Array, Law
@@ -168,31 +168,6 @@ def predict(average: Average, columns: Mapping[str, Array], level: float = LEVEL
     }
 
 
-def summary(average: Average, level: float = LEVEL) -> dict[str, Any]:
-    """For law.json: every law with its weight, backtest error, parameters and intervals, and those that failed."""
-    members = [
-        {
-            **{k: getattr(m, k) for k in ("label", "weight", "error", "params", "residuals", "free", "log")},
-            "law": m.law.name,
-            "pinned": m.fixed,
-            "intervals": {k: list(interval(v, level)) for k, v in m.draws.items()},
-        }
-        for m in average.members
-    ]
-    return {"members": members, "failed": average.failed}
-
-
 def all_draws(average: Average) -> dict[str, Array]:
     """Draws of every member as one flat mapping, "0/alpha" for alpha of the first law."""
     return {f"{i}/{k}": v for i, m in enumerate(average.members) for k, v in m.draws.items()}
-
-
-def restore(content: Mapping[str, Any], draws: Mapping[str, Array]) -> Average:
-    """The average that ``summary`` and ``all_draws`` described."""
-    members = []
-    for i, m in enumerate(content["members"]):
-        fields = {k: m[k] for k in ("label", "params", "free", "log", "error", "weight")}
-        fields["fixed"] = m["pinned"]
-        own = {k: draws[f"{i}/{k}"] for k in m["params"]}
-        members.append(Member(law=LAWS[m["law"]], draws=own, residuals=np.array(m["residuals"]), **fields))
-    return Average(members, dict(content["failed"]))

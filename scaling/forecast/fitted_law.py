@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from scaling.laws import LAWS, Array, Law
+from scaling.forecast.law_file import LawFile
+from scaling.laws import Array, Law
 from scaling.tables.compute import Compute
-from scaling.tables.table import NATS, Table
+from scaling.tables.table import Table
 
 PLOTTED_DRAWS = 400  # bootstrap draws that a picture uses
 
@@ -29,19 +29,19 @@ class Band:
 class FittedLaw:
     """The content of a law.json, the table it was fitted to and the bootstrap draws (may be empty)."""
 
-    law: Mapping[str, Any]
+    law: LawFile
     table: Table
     draws: Mapping[str, Array]
 
     @cached_property
     def declared(self) -> Law:
         """The law's formula."""
-        return LAWS[self.law["law"]]
+        return self.law.declared
 
     @property
     def level(self) -> float:
         """Level of every interval."""
-        return float(self.law["level"])
+        return self.law.fit.level
 
     @property
     def is_surface(self) -> bool:
@@ -68,12 +68,12 @@ class FittedLaw:
     @property
     def loss_unit(self) -> str:
         """Unit of the losses that were fitted."""
-        return str(self.law.get("loss_unit", NATS))
+        return self.law.data.loss_unit
 
     @property
     def baselines(self) -> Mapping[str, float]:
         """Losses of other models on the same tokens, by name."""
-        return dict(self.law.get("baselines", {}))
+        return self.law.data.baselines
 
     @cached_property
     def thinned(self) -> dict[str, Array]:
@@ -91,7 +91,7 @@ class FittedLaw:
 
     def band(self, columns: Mapping[str, Array]) -> Band:
         """The law at ``columns`` (points,), with the interval of its parameters' uncertainty."""
-        middle = self.declared.evaluate(self.law["params"], columns)
+        middle = self.declared.evaluate(self.law.fit.params, columns)
         if not self.thinned:
             return Band(middle, middle, middle)
         return Band(middle, *self.bounds(self.declared.evaluate(self.thinned, columns)))
@@ -106,7 +106,7 @@ class FittedLaw:
     @property
     def compute(self) -> Compute:
         """How C follows from N and D, as in the fit."""
-        return self.table.compute
+        return self.law.compute
 
     def best(self, C: Array) -> Band:
         """The least loss that the law allows at each budget C (points,), over all N and the D that it leaves."""
@@ -120,7 +120,7 @@ class FittedLaw:
             values = self.declared.evaluate(params, flat)
             return values.reshape(*values.shape[:-1], *columns["N"].shape).min(axis=-2)
 
-        middle = least(self.law["params"])
+        middle = least(self.law.fit.params)
         if not self.thinned:
             return Band(middle, middle, middle)
         chunks = [least({k: v[i : i + 50] for k, v in self.thinned.items()}) for i in range(0, PLOTTED_DRAWS, 50)]

@@ -12,7 +12,8 @@ import numpy as np
 from scaling.errors import ForecastError
 from scaling.fit import model_averaging as averaging
 from scaling.fit.bootstrap import interval, predictive_draws
-from scaling.forecast.law_file import compute_of, read_draws
+from scaling.forecast.law_file import LawFile, read_draws
+from scaling.forecast.law_sections import AveragedLaws
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.cells import MAX_VALUE, MIN_VALUE
 from scaling.tables.compute import Compute
@@ -102,48 +103,68 @@ def outside(value: float, fitted: tuple[float, float]) -> float:
     return max(1.0, value / high, low / value)
 
 
-def forecast(
-    path: str | Path, law: Mapping[str, Any], given: Mapping[str, float | None], average: bool = False
-) -> Forecast:
+def forecast(path: str | Path, law: LawFile, given: Mapping[str, float | None], average: bool = False) -> Forecast:
     """Predict from the law of ``path``. The interval holds a new measurement: parameters and residual noise.
 
     With ``average`` the prediction is that of all the laws that were fitted, each by its weight, and the interval
     includes how much they differ. Raises ForecastError for missing inputs, ArtifactError where the draws are missing.
     """
-    declared = LAWS[law["law"]]
-    compute = compute_of(law)
+    declared, compute = law.declared, law.compute
     inputs = inputs_for(declared, compute, given)
     columns: dict[str, Array] = {k: np.array([inputs[k]]) for k in declared.variables}
-    loss = float(declared.evaluate(law["params"], columns)[0])
+    loss = float(declared.evaluate(law.fit.params, columns)[0])
+    level, seed = law.fit.level, law.uncertainty.bootstrap.seed
     outcomes = predictive_draws(
         declared,
-        read_draws(path),
+        read_draws(path, declared.parameters),
         columns,
-        np.array(law["residuals"]),
-        law["free_parameters"],
-        law["loss"]["scale"] == "log",
-        law["bootstrap"]["seed"],
+        np.array(law.fit.residuals),
+        law.fit.free_parameters,
+        law.fit.loss.scale == "log",
+        seed,
     )
-    low, high = interval(outcomes[:, 0], law["level"])
-    comparable = [k for k in law["fit_range"] if k in inputs and not (k == "C" and compute.assumed)]
-    factors = {k: outside(inputs[k], tuple(law["fit_range"][k])) for k in comparable}
+    low, high = interval(outcomes[:, 0], level)
+    comparable = [k for k in law.data.fit_range if k in inputs and not (k == "C" and compute.assumed)]
+    factors = {k: outside(inputs[k], law.data.fit_range[k]) for k in comparable}
     cautions = tuple(compute.caution(inputs["N"])) if "N" in inputs and "C" in inputs else ()
     mixed = None
     if average:
-        if not law.get("averaged"):
+        if law.others.averaged is None:
             raise ForecastError("this law.json holds no average over laws; fit.py makes one for a law in N and D")
-        members = averaging.restore(law["averaged"], read_draws(path, "average.npz"))
-        mixed = averaging.predict(members, columns, law["level"], law["bootstrap"]["seed"])
+        members = _restore(law.others.averaged, path)
+        mixed = averaging.predict(members, columns, level, seed)
         loss, low, high = mixed["loss"], mixed["low"], mixed["high"]
     farthest = max(factors.values(), default=1.0)
-    return Forecast(loss, low, high, law["level"], farthest, factors, inputs, cautions, mixed)
+    return Forecast(loss, low, high, level, farthest, factors, inputs, cautions, mixed)
+
+
+def _restore(averaged: AveragedLaws, path: str | Path) -> averaging.Average:
+    """The average over laws as it was fitted, from its section and the draws in average.npz."""
+    names = [f"{i}/{k}" for i, m in enumerate(averaged.members) for k in LAWS[m.law].parameters]
+    draws = read_draws(path, names, "average.npz")
+    members = [
+        averaging.Member(
+            label=m.label,
+            law=LAWS[m.law],
+            fixed=m.pinned,
+            params=m.params,
+            draws={k: draws[f"{i}/{k}"] for k in LAWS[m.law].parameters},
+            residuals=np.array(m.residuals),
+            free=m.free,
+            log=m.log,
+            error=m.error,
+            weight=m.weight,
+        )
+        for i, m in enumerate(averaged.members)
+    ]
+    return averaging.Average(members, averaged.failed)
 
 
 def task_score(
     path: str | Path,
-    law: Mapping[str, Any],
+    law: LawFile,
     task_path: str | Path,
-    task: Mapping[str, Any],
+    task: LawFile,
     given: Mapping[str, float | None],
 ) -> dict[str, float]:
     """Two-step prediction: a loss from ``law``, then the score from ``task``, a law whose variable is the loss.
@@ -151,14 +172,14 @@ def task_score(
     The uncertainty of the loss's parameters is carried through the sigmoid and joined by that of the second step and
     its residual noise (Bhagia et al. 2024). Raises ForecastError where ``task`` does not read a loss.
     """
-    first, second = LAWS[law["law"]], LAWS[task["law"]]
+    first, second, level = law.declared, task.declared, law.fit.level
     if second.variables != ("loss",):
         raise ForecastError(f"{task_path}: the law {second.name} does not predict a score from a loss")
-    inputs = inputs_for(first, compute_of(law), given)
+    inputs = inputs_for(first, law.compute, given)
     columns = {k: np.array([inputs[k]]) for k in first.variables}
-    losses = first.evaluate({k: v[:, None] for k, v in read_draws(path).items()}, columns)[:, 0]
-    steps = read_draws(task_path)
-    rng = np.random.default_rng(law["bootstrap"]["seed"])
+    losses = first.evaluate({k: v[:, None] for k, v in read_draws(path, first.parameters).items()}, columns)[:, 0]
+    steps = read_draws(task_path, second.parameters)
+    rng = np.random.default_rng(law.uncertainty.bootstrap.seed)
     rows = rng.integers(0, len(next(iter(steps.values()))), len(losses))
     # Each draw of the loss meets one draw of the second step: the diagonal of what evaluate gives for all pairs.
     scores = np.array(
@@ -167,9 +188,9 @@ def task_score(
             for r, loss in zip(rows, losses, strict=True)
         ]
     )
-    residuals = np.array(task["residuals"])
-    inflation = np.sqrt(len(residuals) / max(len(residuals) - task["free_parameters"], 1))
+    residuals = np.array(task.fit.residuals)
+    inflation = np.sqrt(len(residuals) / max(len(residuals) - task.fit.free_parameters, 1))
     scores = scores + rng.choice(residuals, len(scores)) * inflation
-    point = first.evaluate(law["params"], columns)
-    low, high = interval(scores, law["level"])
-    return {"score": float(second.evaluate(task["params"], {"loss": point})[0]), "score_low": low, "score_high": high}
+    point = first.evaluate(law.fit.params, columns)
+    low, high = interval(scores, level)
+    return {"score": float(second.evaluate(task.fit.params, {"loss": point})[0]), "score_low": low, "score_high": high}

@@ -14,7 +14,8 @@ import numpy as np
 from data.files import write_text
 from scaling.errors import ForecastError
 from scaling.forecast.forecast import Forecast
-from scaling.forecast.law_file import to_jsonable
+from scaling.forecast.law_file import LawFile, to_jsonable
+from scaling.forecast.law_sections import ForecastScores, ScoredForecast
 from scaling.tables.table import Table
 
 FOLDER = "forecasts"
@@ -27,28 +28,28 @@ def content_hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(to_jsonable(body), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def register(directory: Path, law: Mapping[str, Any], forecast: Forecast, now: datetime | None = None) -> Path:
+def register(directory: Path, law: LawFile, forecast: Forecast, now: datetime | None = None) -> Path:
     """Write a forecast to DIRECTORY/forecasts. It is never overwritten.
 
     Raises ForecastError where a run at that point was in the fit (it is known, not forecast) or where the same
     forecast is already registered.
     """
-    points = law.get("points", {})
+    points = law.data.points
     fitted = [dict(zip(points, row, strict=True)) for row in zip(*points.values(), strict=True)]
     if any(_matches(forecast.inputs, row) for row in fitted):
         raise ForecastError("a run at this point was part of the fit, so there is nothing left to forecast")
     content: dict[str, Any] = {
         "schema": 1,
-        "law": law["law"],
-        "params": law["params"],
+        "law": law.fit.law,
+        "params": law.fit.params,
         "inputs": forecast.inputs,
         "loss": forecast.loss,
         "low": forecast.low,
         "high": forecast.high,
         "level": forecast.level,
         "extrapolation": forecast.extrapolation,
-        "n_definition": law.get("n_definition", "total"),
-        "table_sha256": law["table_sha256"],
+        "n_definition": law.data.n_definition,
+        "table_sha256": law.data.table_sha256,
         "date": (now or datetime.now(UTC)).isoformat(timespec="seconds"),
     }
     content = to_jsonable(content)
@@ -84,40 +85,38 @@ def _matches(inputs: Mapping[str, float], row: Mapping[str, float]) -> bool:
     return bool(shared) and all(abs(np.log(row[k] / inputs[k])) <= SAME for k in shared)
 
 
-def score_forecasts(directories: Iterable[Path], table: Table) -> dict[str, Any]:
+def score_forecasts(directories: Iterable[Path], table: Table) -> ForecastScores:
     """Score the forecasts whose runs are in ``table``.
 
-    A forecast made from this very table is still pending. Several runs at one point (seeds) are averaged. Returns
-    scored forecasts, the number pending, how many intervals covered, the share expected to, the root mean square
-    relative error, and the files that were changed after they were registered.
+    A forecast made from this very table is still pending. Several runs at one point (seeds) are averaged.
     """
     forecasts, changed = read_forecasts(directories)
-    scored = []
-    pending = 0
+    scored: list[ScoredForecast] = []
     for forecast in forecasts:
         rows = table.redefine(forecast["n_definition"], table.c_definition).columns
         names = [k for k in ("N", "D", "U", "S", "C") if k in rows]
         hits = [i for i in range(len(table)) if _matches(forecast["inputs"], {k: float(rows[k][i]) for k in names})]
         if not hits or forecast["table_sha256"] == table.sha256:
-            pending += 1
             continue
         measured = float(np.mean(rows["loss"][hits]))
+        kept = {k: forecast[k] for k in ("file", "date", "law", "inputs", "low", "high", "level", "sha256")}
         scored.append(
-            {
-                **{k: forecast[k] for k in ("file", "date", "law", "inputs", "low", "high", "level", "sha256")},
-                "runs": sorted({table.run[i] for i in hits}),
-                "predicted": forecast["loss"],
-                "loss": measured,
-                "error": forecast["loss"] / measured - 1,
-                "covered": forecast["low"] <= measured <= forecast["high"],
-            }
+            ScoredForecast(
+                **kept,
+                runs=sorted({table.run[i] for i in hits}),
+                predicted=forecast["loss"],
+                loss=measured,
+                error=forecast["loss"] / measured - 1,
+                covered=forecast["low"] <= measured <= forecast["high"],
+            )
         )
-    errors = np.array([s["error"] for s in scored])
-    return {
-        "scored": scored,
-        "pending": pending,
-        "covered": sum(s["covered"] for s in scored),
-        "expected_coverage": float(np.mean([s["level"] for s in scored])) if scored else None,
-        "rms_error": float(np.sqrt((errors**2).mean())) if scored else None,
-        "changed": changed,
-    }
+    if not scored:
+        return ForecastScores(pending=len(forecasts), changed=changed)
+    return ForecastScores(
+        scored=scored,
+        pending=len(forecasts) - len(scored),
+        covered=sum(s.covered for s in scored),
+        expected_coverage=float(np.mean([s.level for s in scored])),
+        rms_error=float(np.sqrt(np.mean([s.error**2 for s in scored]))),
+        changed=changed,
+    )

@@ -6,11 +6,11 @@ import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from matplotlib.figure import Figure
 
 from scaling.forecast.fitted_law import FittedLaw
+from scaling.forecast.law_file import LawFile
 from scaling.report.plot_style import Scale, png
 
 
@@ -59,7 +59,7 @@ class ReportSource:
     scales: Mapping[str, Scale]
 
     @property
-    def law(self) -> Mapping[str, Any]:
+    def law(self) -> LawFile:
         """The content of law.json."""
         return self.view.law
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from scaling.forecast.fitted_law import FittedLaw
+from scaling.forecast.law_file import LawFile
+from scaling.forecast.law_sections import BacktestWindow, HeldOutPrediction, ProfileSummary, Sensitivity
 from scaling.formatting import count, flops, symbol
 from scaling.laws import Array
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
@@ -23,11 +25,11 @@ def _signed(value: float, _: int) -> str:
     return f"{value:+.3g} %".replace("-", "−") if value else "0 %"
 
 
-def holdout(rows: list[dict[str, Any]], level: float, unit: str = "loss (nats per token)") -> Figure:
+def holdout(rows: Sequence[HeldOutPrediction], level: float, unit: str = "loss (nats per token)") -> Figure:
     """Held-out measurements against their predictions, and the relative errors with their intervals."""
-    measured = np.array([r["loss"] for r in rows])
-    predicted, low, high = (np.array([r[k] for r in rows]) for k in ("predicted", "low", "high"))
-    order = np.lexsort(([r["D"] for r in rows], [r["N"] for r in rows]))
+    measured = np.array([r.loss for r in rows])
+    predicted, low, high = (np.array([getattr(r, k) for r in rows]) for k in ("predicted", "low", "high"))
+    order = np.lexsort(([r.D for r in rows], [r.N for r in rows]))
     listed = len(rows) <= LISTED
     error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
     covered = (below <= 0) & (above >= 0)
@@ -52,7 +54,7 @@ def holdout(rows: list[dict[str, Any]], level: float, unit: str = "loss (nats pe
                 right.errorbar(measured[mask], error[mask], yerr=reach, **style)
         if listed:
             right.axvline(0, color=INK, lw=1)
-            right.set_yticks(place, labels=[f"N {count(r['N'])}, D {count(r['D'])}" for r in rows])
+            right.set_yticks(place, labels=[f"N {count(r.N)}, D {count(r.D)}" for r in rows])
             right.set_ylim(-0.6, len(rows) - 0.4)
             right.xaxis.set_major_formatter(FuncFormatter(_signed))
             right.set_xlabel("error of the prediction")
@@ -83,15 +85,15 @@ def _on_the_line(
 
 def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
     """Residuals of the fit against N and against D."""
-    values = np.array(view.law.get("residuals", []), dtype=float)
-    rows = np.isin(view.table.rows, view.law.get("rows", []))
-    if len(values) == 0 or rows.sum() != len(values):
+    values = np.array(view.law.fit.residuals)
+    rows = np.isin(view.table.rows, view.law.data.rows)
+    if rows.sum() != len(values):
         return None
-    logarithmic = view.law.get("loss", {}).get("scale", "log") == "log"
+    logarithmic = view.law.fit.loss.scale == "log"
     values = 100 * np.expm1(values) if logarithmic else values
     columns = {k: v[rows] for k, v in view.table.columns.items()}
-    held = np.isin(view.table.rows[rows], [r.get("row") for r in view.law.get("holdout", [])])
-    sigma = view.law.get("residual_sigma")
+    held = np.isin(view.table.rows[rows], [r.row for r in view.law.checks.holdout])
+    sigma = view.law.fit.residual_sigma
     with figure(3.9, 1, 2, sharey=True) as (drawn, axes):
         for axis, name in zip(axes, ("N", "D"), strict=True):
             axis.axhline(0, color=INK, lw=1)
@@ -111,19 +113,18 @@ def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
     return drawn
 
 
-def profile(law: Mapping[str, Any]) -> Figure:
+def profile(law: LawFile, found: ProfileSummary) -> Figure:
     """Objective against E, all else refitted: how well the data fix the irreducible loss."""
-    found = law["profile_E"]
-    E, objective = np.array(found["E"], dtype=float), np.array(found["objective"], dtype=float)
-    least = float(law["certificate"]["objective"])
+    E, objective = np.array(found.E), np.array(found.objective)
+    least = law.checks.certificate.objective
     with figure(3.3) as (drawn, (axis,)):
-        low, high = found["interval"]
+        low, high = found.interval
         inside = (low if low is not None else E.min(), high if high is not None else E.max())
-        axis.axvspan(*inside, color=LAW, alpha=0.12, lw=0, label=f"{100 * found['level']:g} % interval by the profile")
+        axis.axvspan(*inside, color=LAW, alpha=0.12, lw=0, label=f"{100 * found.level:g} % interval by the profile")
         axis.plot(E, objective / least, color=LAW, lw=1.8)
-        axis.axhline(found["threshold"] / least, color=MUTED, ls="--", lw=1.2, label="threshold of the interval")
-        axis.plot(law["params"]["E"], 1.0, "D", ms=7, color=HELD_OUT, mec="white", label="the fit")
-        top = 1 + 3 * max(found["threshold"] / least - 1, 1e-3)
+        axis.axhline(found.threshold / least, color=MUTED, ls="--", lw=1.2, label="threshold of the interval")
+        axis.plot(law.fit.params["E"], 1.0, "D", ms=7, color=HELD_OUT, mec="white", label="the fit")
+        top = 1 + 3 * max(found.threshold / least - 1, 1e-3)
         axis.set_ylim(1 - 0.06 * (top - 1), top)
         shown = E[objective / least <= top]
         axis.set_xlim(*((shown.min(), shown.max()) if len(shown) > 1 else (E.min(), E.max())))
@@ -133,7 +134,7 @@ def profile(law: Mapping[str, Any]) -> Figure:
     return drawn
 
 
-def ladder(windows: list[dict[str, Any]], view: FittedLaw) -> Figure:
+def ladder(windows: list[BacktestWindow], view: FittedLaw) -> Figure:
     """Errors of predictions against how far they reach, by the compute that each fit was allowed to see."""
     measured = dict(zip(view.table.rows.tolist(), view.table.columns["C"].tolist(), strict=True))
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(windows)))
@@ -141,12 +142,12 @@ def ladder(windows: list[dict[str, Any]], view: FittedLaw) -> Figure:
         axis.axhline(0, color=INK, lw=1)
         reaches = []
         for window, colour in zip(windows, colours, strict=True):
-            limit = window["largest_compute"]
-            C = [measured.get(r["row"], float(view.compute.flops(r["N"], r["D"]))) for r in window["scored"]]
+            limit = window.largest_compute
+            C = [measured.get(r.row, float(view.compute.flops(r.N, r.D))) for r in window.scored]
             x = np.array(C) / limit
-            y = np.array([100 * (r["predicted"] / r["loss"] - 1) for r in window["scored"]])
-            covered = np.array([r["low"] <= r["loss"] <= r["high"] for r in window["scored"]], dtype=bool)
-            label = f"up to {flops(limit)} FLOPs, {window['rows']} rows"
+            y = np.array([100 * (r.predicted / r.loss - 1) for r in window.scored])
+            covered = np.array([r.low <= r.loss <= r.high for r in window.scored], dtype=bool)
+            label = f"up to {flops(limit)} FLOPs, {window.rows} rows"
             axis.scatter(x[covered], y[covered], s=22, color=colour, lw=0, label=label)
             axis.scatter(x[~covered], y[~covered], s=22, fc="white", ec=[colour], lw=1.3)
             reaches.append(x)
@@ -160,23 +161,22 @@ def ladder(windows: list[dict[str, Any]], view: FittedLaw) -> Figure:
     return drawn
 
 
-def tornado(law: Mapping[str, Any]) -> Figure:
+def tornado(law: LawFile, found: Sensitivity) -> Figure:
     """How far every debatable choice alone, and all of them together, move the coefficients and the prediction."""
-    found = law["sensitivity"]
-    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found["spread"].get(n))]
-    rows = [*found["by_axis"], "all together"]
+    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found.spread.get(n))]
+    rows = [*found.by_axis, "all together"]
     with figure(0.36 * len(rows) + 1.3, 1, len(names), sharey=True) as (drawn, axes):
         for axis, name in zip(axes, names, strict=True):
             for y, row in enumerate(rows):
-                ends = found["spread"].get(name) if row == "all together" else found["by_axis"][row].get(name)
-                if not _moved(ends):
+                ends = found.spread.get(name) if row == "all together" else found.by_axis[row].get(name)
+                if ends is None or not _moved(ends):
                     continue
                 least, median, largest = ends
                 colour = INK if row == "all together" else LAW
                 axis.plot([least, largest], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
                 axis.plot(median, y, "o", color=colour, ms=6, mec="white", mew=1.0)
-            if name in law["params"]:
-                axis.axvline(law["params"][name], color=HELD_OUT, lw=1.2)
+            if name in law.fit.params:
+                axis.axvline(law.fit.params[name], color=HELD_OUT, lw=1.2)
             axis.set_xlabel("predicted loss" if name == "prediction" else symbol(name))
             axis.xaxis.set_major_locator(MaxNLocator(4))
         axes[0].set_yticks(range(len(rows)), labels=rows)
@@ -186,4 +186,4 @@ def tornado(law: Mapping[str, Any]) -> Figure:
 
 def _moved(ends: list[float] | None) -> bool:
     """Whether there are three finite numbers: the least, the median, the largest."""
-    return ends is not None and all(v is not None and np.isfinite(v) for v in ends)
+    return ends is not None and bool(np.isfinite(ends).all())

@@ -56,16 +56,15 @@ def _points(axis: Axes, view: FittedLaw, x: str, scale: Scale) -> None:
 
 def _companion(axis: Axes, view: FittedLaw, name: str, style: str = "--") -> Array:
     """Kaplan's law in one variable, over the rows that it was fitted to; returns the losses drawn (may be none)."""
-    fit = view.law.get("fits", {}).get(name, {})
-    rows = np.isin(view.table.rows, fit.get("rows", []))
-    if "params" not in fit or not rows.any():
+    fit = view.law.others.fits.get(name)
+    if fit is None or fit.params is None or not (rows := np.isin(view.table.rows, fit.rows)).any():
         return np.empty(0)
     law = LAWS[name]
     variable = law.variables[0]
     measured, loss = view.table.columns[variable][rows], view.table.columns["loss"][rows]
     x = np.geomspace(measured.min(), measured.max(), 100)
-    y = law.evaluate(fit["params"], {variable: x})
-    label = f"Kaplan L({variable}), α = {fit['params']['alpha']:.3f}"
+    y = law.evaluate(fit.params, {variable: x})
+    label = f"Kaplan L({variable}), α = {fit.params['alpha']:.3f}"
     axis.plot(x, y, style, color=INK, lw=1.3, zorder=4, label=label)
     axis.scatter(measured, loss, s=52, fc="none", ec=INK, lw=0.8, zorder=4)
     return y
@@ -204,7 +203,7 @@ def fan(view: FittedLaw, scale: Scale) -> Figure:
         band = view.best(C)
         axis.fill_between(C, band.low, band.high, color=LAW, alpha=0.2, lw=0, label=f"{100 * view.level:g} % interval")
         axis.plot(C, band.middle, color=LAW, lw=2, label="least loss at a budget, by the law")
-        floor = view.law["params"].get("E")
+        floor = view.law.fit.params.get("E")
         if floor:
             axis.axhline(floor, color=SECOND, lw=1.2, ls="--", label=f"E = {floor:.3f}")
         axis.axvspan(float(columns["C"].max()), C[-1], color=MUTED, alpha=0.06, lw=0)
@@ -233,7 +232,7 @@ def parameter_pairs(view: FittedLaw) -> Figure | None:
     with figure(3.4, 1, len(names)) as (drawn, axes):
         for axis, name in zip(axes, names, strict=True):
             axis.scatter(view.thinned["E"], view.thinned[name], s=9, color=LAW, alpha=0.4, lw=0)
-            axis.plot(view.law["params"]["E"], view.law["params"][name], "D", color=HELD_OUT, ms=6, mec="white")
+            axis.plot(view.law.fit.params["E"], view.law.fit.params[name], "D", color=HELD_OUT, ms=6, mec="white")
             axis.set_xlabel(f"E ({view.loss_unit})")
             axis.set_ylabel(symbol(name))
     return drawn

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import jinja2
 import numpy as np
@@ -16,6 +15,7 @@ import numpy as np
 from data.files import write_bytes, write_text
 from scaling.design.allocation import measured_exponents
 from scaling.forecast.fitted_law import FittedLaw
+from scaling.forecast.law_file import LawFile
 from scaling.formatting import count, flops, formula, significant, symbol
 from scaling.laws import Array
 from scaling.report.page import ReportSource, pluralise
@@ -26,12 +26,10 @@ from scaling.tables.table import Table
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def write_report(
-    law: Mapping[str, Any], table: Table, draws: Mapping[str, Array], runs_dir: Path | None, out: Path
-) -> Path:
+def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_dir: Path | None, out: Path) -> Path:
     """Write OUT/report/index.html and the PNGs beside it, and return the path of the page.
 
-    ``law`` is the content of law.json; any section may be missing. ``draws`` are the bootstrap draws, parameter name
+    ``draws`` are the bootstrap draws, parameter name
     -> (draws,), and may be empty: then there are no bands. ``runs_dir`` has the metrics.jsonl of the runs.
     """
     scales = {k: Scale(k, table.columns[k]) for k in ("N", "D")}
@@ -42,7 +40,7 @@ def write_report(
     )
     environment.filters["formula"] = formula
     page = environment.get_template("report.html.j2").render(
-        title=_title(source), summary=_summary(source), warnings=law.get("warnings", []), sections=sections, law=law
+        title=_title(source), summary=_summary(source), warnings=law.checks.warnings, sections=sections
     )
     directory = Path(out) / "report"
     for section in sections:
@@ -56,7 +54,7 @@ def write_report(
 
 
 def _title(source: ReportSource) -> str:
-    name = Path(source.law.get("source", "")).name
+    name = Path(source.law.data.source).name
     return f"Scaling law of {name}" if name else "Scaling law"
 
 
@@ -72,19 +70,19 @@ def _summary(source: ReportSource) -> list[str]:
     rows = pluralise(len(table), "measurement")
     runs = pluralise(len(set(table.run)), "training run")
     said = [
-        f"{law.get('formula', law['law'])} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
+        f"{law.fit.formula or law.fit.law} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
         f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
         f"{_range(columns['C'], flops)} FLOPs.",
         *_verdict(source),
         *_coefficients_in_words(source),
     ]
     if source.view.declared.name == "chinchilla":
-        a, b = measured_exponents(source.view, law["params"])
+        a, b = measured_exponents(source.view, law.fit.params)
         said.append(
             f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "
             f"D ∝ C^{significant(float(b), 3)} tokens."
         )
-    excluded = len(law.get("excluded", []))
+    excluded = len(law.data.excluded)
     if excluded:
         said.append(
             f"{pluralise(excluded, 'row')} {'was' if excluded == 1 else 'were'} left out; the reasons are below."
@@ -93,14 +91,14 @@ def _summary(source: ReportSource) -> list[str]:
 
 
 def _verdict(source: ReportSource) -> Iterator[str]:
-    rows = source.law.get("holdout", [])
+    rows = source.law.checks.holdout
     if not rows:
         yield "No measurement was held out, so nothing here shows that the law predicts."
         return
-    errors = np.array([r["predicted"] / r["loss"] - 1 for r in rows])
-    covered = sum(r["low"] <= r["loss"] <= r["high"] for r in rows)
+    errors = np.array([r.predicted / r.loss - 1 for r in rows])
+    covered = sum(r.low <= r.loss <= r.high for r in rows)
     worst = 100 * float(np.abs(errors).max())
-    sizes = np.array([r["N"] for r in rows])
+    sizes = np.array([r.N for r in rows])
     what = f"the {_range(sizes, count)}-parameter model" if len(set(sizes)) == 1 else "the largest models"
     if len(rows) == 1:
         off = f"was off by {worst:.2f} %, and the measurement lies {'inside' if covered else 'outside'} its"
@@ -113,12 +111,8 @@ def _verdict(source: ReportSource) -> Iterator[str]:
 
 
 def _coefficients_in_words(source: ReportSource) -> Iterator[str]:
-    intervals = source.law.get("intervals", {})
     parts = []
-    for name, value in source.law["params"].items():
-        if name in intervals:
-            low, high = (significant(v, 3) for v in intervals[name])
-            parts.append(f"{symbol(name)} = {significant(value)} ({low} to {high})")
-        else:
-            parts.append(f"{symbol(name)} = {significant(value)}")
+    for name, value in source.law.fit.params.items():
+        low, high = (significant(v, 3) for v in source.law.fit.intervals[name])
+        parts.append(f"{symbol(name)} = {significant(value)} ({low} to {high})")
     yield f"The fitted coefficients, with {source.level} intervals, are {', '.join(parts)}."

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from scaling.errors import CurveError
+from scaling.forecast.law_sections import HeldOutPrediction, ScoredForecast
 from scaling.formatting import count, flops, formula, nats, percent, quantity, significant, symbol
 from scaling.report import plots_checks
 from scaling.report import plots_multi_power as plots_curves
@@ -22,15 +20,15 @@ CURVE_POINTS = 60  # logged steps that a law of whole curves needs, over the cur
 
 def backtest(source: ReportSource) -> Section | None:
     """Expanding windows: small runs predict larger ones."""
-    found = source.law.get("backtest") or {}
-    windows = [w for w in found.get("windows", []) if w.get("scored")]
-    if not windows:
+    found = source.law.checks.backtest
+    windows = [w for w in found.windows if w.scored] if found else []
+    if found is None or not windows:
         return None
-    total, covered = found["predictions"], found["covered"]
+    total, covered = found.predictions, found.covered
     text = [
         f"The law was fitted to the runs below a compute limit and predicted those above it, with {len(windows)} "
         f"limits: {pluralise(total, 'prediction')}, with a root mean square error of "
-        f"{100 * found['rms_error']:.2f} %, of which {covered} ({100 * covered / total:.0f} %) lie inside their "
+        f"{100 * found.rms_error:.2f} %, of which {covered} ({100 * covered / total:.0f} %) lie inside their "
         f"{source.level} interval."
     ]
     caption = (
@@ -40,13 +38,13 @@ def backtest(source: ReportSource) -> Section | None:
     )
     rows = [
         [
-            flops(w["largest_compute"]),
-            str(w["rows"]),
-            str(w["held_out"]),
-            f"{w['reach']:.3g}x",
-            f"{100 * w['rms_error']:.2f} %",
-            percent(w["bias"]),
-            f"{w['covered']} of {w['held_out']}",
+            flops(w.largest_compute),
+            str(w.rows),
+            str(w.held_out),
+            f"{w.reach:.3g}x",
+            f"{100 * w.rms_error:.2f} %",
+            percent(w.bias),
+            f"{w.covered} of {w.held_out}",
         ]
         for w in windows
     ]
@@ -57,37 +55,36 @@ def backtest(source: ReportSource) -> Section | None:
 
 def profile_E(source: ReportSource) -> Section | None:
     """How well the data fix E."""
-    found = source.law.get("profile_E")
-    if not found or "E" not in source.law["params"]:
+    found = source.law.uncertainty.profile_E
+    if found is None:
         return None
-    low, high = found["interval"]
+    low, high = found.interval
     ends = [significant(v) if v is not None else "no limit" for v in (low, high)]
-    level = f"{100 * found['level']:g} %"
+    level = f"{100 * found.level:g} %"
     text = [f"Refitting everything else at each value of E gives a {level} interval from {ends[0]} to {ends[1]}."]
     caption = (
         "The deeper the valley, the better the data fix the loss that remains. Where the curve stays below the "
         "threshold down to zero, the data cannot tell whether there is an irreducible loss at all, and any "
         "extrapolation rests on the form of the law."
     )
-    pictures = picture("profile_E", "Objective against E", caption, plots_checks.profile(source.law))
+    pictures = picture("profile_E", "Objective against E", caption, plots_checks.profile(source.law, found))
     return Section("profile", "Profile of E", text, pictures)
 
 
 def sensitivity(source: ReportSource) -> Section | None:
     """What the debatable choices do."""
-    found = source.law.get("sensitivity")
-    if not found or not found.get("settings"):
+    found = source.law.checks.sensitivity
+    if found is None or not found.settings:
         return None
     text = [
-        f"The law was refitted under {pluralise(len(found['settings']), 'combination')} of choices that analysts "
+        f"The law was refitted under {pluralise(len(found.settings), 'combination')} of choices that analysts "
         "differ in."
     ]
-    point = found.get("point")
-    if point:
-        at = ", ".join(f"{k} = {quantity(k, v)}" for k, v in point.items())
+    if found.point:
+        at = ", ".join(f"{k} = {quantity(k, v)}" for k, v in found.point.items())
         text.append(f"The prediction is that of the loss at {at}.")
-    text += [f"{axis} stays as it is: {why}." for axis, why in found.get("fixed_axes", {}).items()]
-    failed = len(found.get("failed", []))
+    text += [f"{axis} stays as it is: {why}." for axis, why in found.fixed_axes.items()]
+    failed = len(found.failed)
     if failed:
         text.append(f"{pluralise(failed, 'combination')} could not be fitted.")
     caption = (
@@ -96,24 +93,24 @@ def sensitivity(source: ReportSource) -> Section | None:
         "that a bar crosses depends on the choice."
     )
     head = ("", "#least", "#median", "#largest")
-    spread = found["spread"].items()
+    spread = found.spread.items()
     rows = [[formula(symbol(k)), *(significant(v) for v in ends)] for k, ends in spread]
-    pictures = picture("sensitivity", "What each choice moves", caption, plots_checks.tornado(source.law))
-    every = list(found["settings"][0]["choices"])
-    names = list(found["settings"][0]["params"])
+    pictures = picture("sensitivity", "What each choice moves", caption, plots_checks.tornado(source.law, found))
+    every = list(found.settings[0].choices)
+    names = list(found.settings[0].params)
     settings = [
-        [*(s["choices"][k] for k in every), str(s["rows"]), *(significant(s["params"][k]) for k in names)]
-        for s in found["settings"][:SHOWN_SETTINGS]
+        [*(s.choices[k] for k in every), str(s.rows), *(significant(s.params[k]) for k in names)]
+        for s in found.settings[:SHOWN_SETTINGS]
     ]
     columns = (*every, "#rows", *(f"#{symbol(k)}" for k in names))
-    grids = [Grid(head, rows), Grid(columns, settings, folded=f"All {len(found['settings'])} refits")]
+    grids = [Grid(head, rows), Grid(columns, settings, folded=f"All {len(found.settings)} refits")]
     return Section("sensitivity", "Sensitivity", text, pictures, grids)
 
 
 def averaged(source: ReportSource) -> Section | None:
     """Other laws in the same variables, and how they did."""
-    found = source.law.get("averaged")
-    if not found or not found.get("members"):
+    found = source.law.others.averaged
+    if found is None or not found.members:
         return None
     text = [
         "Other laws in the same variables, fitted to the same rows. Each is weighted by how well it predicted larger "
@@ -121,34 +118,35 @@ def averaged(source: ReportSource) -> Section | None:
     ]
     rows = [
         [
-            m["label"],
-            f"{m['weight']:.2f}",
-            f"{100 * m['error']:.2f} %" if m["error"] else "–",
-            formula(", ".join(f"{symbol(k)} = {significant(v)}" for k, v in m["params"].items())),
+            m.label,
+            f"{m.weight:.2f}",
+            f"{100 * m.error:.2f} %" if m.error and np.isfinite(m.error) else "–",
+            formula(", ".join(f"{symbol(k)} = {significant(v)}" for k, v in m.params.items())),
         ]
-        for m in found["members"]
+        for m in found.members
     ]
-    rows += [[label, "–", "–", f"not fitted: {why}"] for label, why in found.get("failed", {}).items()]
+    rows += [[label, "–", "–", f"not fitted: {why}"] for label, why in found.failed.items()]
     return Section("laws", "Other laws", text, [], [Grid(("law", "#weight", "#backtest error", "coefficients"), rows)])
 
 
 def forecasts(source: ReportSource) -> Section | None:
     """Forecasts registered before their runs."""
-    found = source.law.get("forecasts")
-    if not found or not (found["scored"] or found["pending"] or found["changed"]):
+    found = source.law.others.forecasts
+    if not (found.scored or found.pending or found.changed):
         return None
     text = []
-    scored = found["scored"]
+    scored = found.scored
     if scored:
-        share = f", where {100 * found['expected_coverage']:.0f} % were to be expected"
+        expected = found.expected_coverage
+        share = f", where {100 * expected:.0f} % were to be expected" if expected is not None else ""
         text.append(
-            f"Of {pluralise(len(scored), 'forecast')} registered before the run, {found['covered']} held the "
-            f"measurement in the interval{share}; the root mean square error is {100 * found['rms_error']:.2f} %."
+            f"Of {pluralise(len(scored), 'forecast')} registered before the run, {found.covered} held the "
+            f"measurement in the interval{share}; the root mean square error is {100 * found.rms_error:.2f} %."
         )
-    if found["pending"]:
-        text.append(f"{pluralise(found['pending'], 'forecast')} still {'waits' if found['pending'] == 1 else 'wait'}.")
-    if found["changed"]:
-        text.append(f"Changed after they were registered, and not counted: {', '.join(found['changed'])}.")
+    if found.pending:
+        text.append(f"{pluralise(found.pending, 'forecast')} still {'waits' if found.pending == 1 else 'wait'}.")
+    if found.changed:
+        text.append(f"Changed after they were registered, and not counted: {', '.join(found.changed)}.")
     grids, pictures = [], []
     if scored:
         grids.append(
@@ -158,23 +156,29 @@ def forecasts(source: ReportSource) -> Section | None:
                 "Losses in nats per token.",
             )
         )
-        drawn = [{**f, "N": f["inputs"].get("N"), "D": f["inputs"].get("D")} for f in scored]
-        if all(f["N"] and f["D"] for f in drawn):
+        drawn = [_as_held_out(f) for f in scored if {"N", "D"} <= f.inputs.keys()]
+        if len(drawn) == len(scored):
             caption = "Left: on the line, forecast equals measurement. Right: a bar that crosses zero kept its promise."
             figure = plots_checks.holdout(drawn, source.view.level)
             pictures = picture("forecasts", "Forecasts and what came of them", caption, figure)
     return Section("forecasts", "Forecasts", text, pictures, grids)
 
 
-def _forecast_row(row: Mapping[str, Any]) -> list[str]:
+def _as_held_out(forecast: ScoredForecast) -> HeldOutPrediction:
+    """A forecast as a prediction of one row, which has no number in the table."""
+    shared = {k: getattr(forecast, k) for k in ("loss", "predicted", "low", "high", "error", "covered")}
+    return HeldOutPrediction(row=0, run=forecast.file, N=forecast.inputs["N"], D=forecast.inputs["D"], **shared)
+
+
+def _forecast_row(row: ScoredForecast) -> list[str]:
     return [
-        row["date"][:10],
-        ", ".join(f"{k} = {quantity(k, v)}" for k, v in row["inputs"].items()),
-        f"{row['loss']:.4f}",
-        f"{row['predicted']:.4f}",
-        f"{row['low']:.4f} to {row['high']:.4f}",
-        percent(row["error"]),
-        "yes" if row["covered"] else "no",
+        row.date[:10],
+        ", ".join(f"{k} = {quantity(k, v)}" for k, v in row.inputs.items()),
+        f"{row.loss:.4f}",
+        f"{row.predicted:.4f}",
+        f"{row.low:.4f} to {row.high:.4f}",
+        percent(row.error),
+        "yes" if row.covered else "no",
     ]
 
 

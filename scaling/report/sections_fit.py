@@ -18,6 +18,7 @@ from scaling.design.allocation import (
     profiles,
 )
 from scaling.forecast.fitted_law import FittedLaw
+from scaling.forecast.law_sections import CompanionFit, HeldOutPrediction
 from scaling.formatting import count, flops, formula, percent, significant, symbol
 from scaling.laws import Array
 from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
@@ -42,12 +43,13 @@ MEANING = {
 
 def _coefficients(source: ReportSource) -> Section:
     law = source.law
-    boundary = law.get("bootstrap", {}).get("boundary", {})
+    boot = law.uncertainty.bootstrap
+    boundary = boot.boundary
     rows = []
-    for name, value in law["params"].items():
-        low, high = law.get("intervals", {}).get(name, (None, None))
+    for name, value in law.fit.params.items():
+        low, high = law.fit.intervals[name]
         at_bound = f"{100 * boundary[name]:.1f} %" if name in boundary else "–"
-        fixed = " (fixed)" if name in law.get("pinned", {}) else ""
+        fixed = " (fixed)" if name in law.fit.pinned else ""
         rows.append(
             [
                 formula(symbol(name) + fixed),
@@ -57,19 +59,16 @@ def _coefficients(source: ReportSource) -> Section:
                 formula(MEANING.get(name, "")),
             ]
         )
-    boot = law.get("bootstrap", {})
-    note = ""
-    if boot:
-        unit = "whole runs" if boot.get("clustered") else "single rows"
-        note = (
-            f"Intervals: {boot.get('draws', 0):,} {boot.get('method', '')} bootstrap draws of {unit} "
-            f"({boot.get('clusters', 0)} of them). “At a bound” is the share of draws in which the coefficient ran "
-            "into the limit of its range: there the data do not determine it."
-        )
+    unit = "whole runs" if boot.clustered else "single rows"
+    note = (
+        f"Intervals: {boot.draws:,} {boot.method} bootstrap draws of {unit} ({boot.clusters} of them). "
+        "“At a bound” is the share of draws in which the coefficient ran into the limit of its range: there the data "
+        "do not determine it."
+    )
     head = ("coefficient", "#value", f"#{source.level} interval", "#at a bound", "meaning")
-    text = [f"{law.get('formula', law['law'])}. {law.get('paper', '')}", *filter(None, [verdict(law)])]
+    text = [f"{law.fit.formula or law.fit.law}. {law.fit.paper}", *filter(None, [verdict(law)])]
     grids = [Grid(head, rows, note)]
-    others = [_companion_row(fit) for fit in law.get("fits", {}).values()]
+    others = [_companion_row(fit) for fit in law.others.fits.values()]
     if others:
         grids.append(
             Grid(
@@ -89,14 +88,14 @@ def _coefficients(source: ReportSource) -> Section:
     return Section("coefficients", "Coefficients", text, pictures, grids)
 
 
-def _companion_row(fit: Mapping[str, Any]) -> list[str]:
-    if "params" not in fit:
-        return [formula(fit.get("formula", "")), "–", "–", "–", f"not fitted: {fit.get('reason', 'no reason given')}"]
-    scale = next(v for k, v in fit["params"].items() if k != "alpha")
-    low, high = fit.get("intervals", {}).get("alpha", (None, None))
+def _companion_row(fit: CompanionFit) -> list[str]:
+    if fit.params is None:
+        return [formula(fit.formula), "–", "–", "–", f"not fitted: {fit.reason or 'no reason given'}"]
+    scale = next(v for k, v in fit.params.items() if k != "alpha")
+    low, high = fit.intervals.get("alpha", (None, None))
     interval = f"{significant(low, 3)} to {significant(high, 3)}"
-    rows = pluralise(len(fit.get("rows", [])), "row") + " of the envelope"
-    return [formula(fit["formula"]), significant(scale), significant(fit["params"]["alpha"]), interval, rows]
+    rows = pluralise(len(fit.rows), "row") + " of the envelope"
+    return [formula(fit.formula), significant(scale), significant(fit.params["alpha"]), interval, rows]
 
 
 def _law_section(source: ReportSource) -> Section:
@@ -142,13 +141,12 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
 
 
 def _holdout(source: ReportSource) -> Section | None:
-    rows = source.law.get("holdout", [])
+    checks = source.law.checks
+    rows = checks.holdout
     if not rows:
         return None
-    fit = source.law.get("holdout_fit") or {}
-    kept = f" to the other {fit['rows']} rows" if "rows" in fit else ""
-    rule = source.law.get("holdout_rule")
-    rule = f" (rule: {rule})" if rule else ""
+    kept = f" to the other {checks.holdout_fit.rows} rows" if checks.holdout_fit else ""
+    rule = f" (rule: {checks.holdout_rule})" if checks.holdout_rule != "none" else ""
     text = [
         f"These measurements{rule} were left out, the law was fitted{kept}, and only then were they compared with its "
         "predictions. The coefficients on this page are of a fit to all rows."
@@ -170,17 +168,16 @@ def _holdout(source: ReportSource) -> Section | None:
     )
 
 
-def _holdout_row(row: Mapping[str, Any]) -> list[str]:
-    inside = "yes" if row["low"] <= row["loss"] <= row["high"] else "no"
+def _holdout_row(row: HeldOutPrediction) -> list[str]:
     return [
-        str(row.get("run", "")),
-        count(row["N"]),
-        count(row["D"]),
-        f"{row['loss']:.4f}",
-        f"{row['predicted']:.4f}",
-        f"{row['low']:.4f} to {row['high']:.4f}",
-        percent(row["predicted"] / row["loss"] - 1),
-        inside,
+        row.run,
+        count(row.N),
+        count(row.D),
+        f"{row.loss:.4f}",
+        f"{row.predicted:.4f}",
+        f"{row.low:.4f} to {row.high:.4f}",
+        percent(row.predicted / row.loss - 1),
+        "yes" if row.low <= row.loss <= row.high else "no",
     ]
 
 
@@ -188,9 +185,9 @@ def _residuals(source: ReportSource) -> Section | None:
     drawn = plots_checks.residuals(source.view, source.scales["N"])
     if drawn is None:
         return None
-    sigma = source.law.get("residual_sigma")
-    logarithmic = source.law.get("loss", {}).get("scale", "log") == "log"
-    size = f"{100 * sigma:.2f} %" if sigma and logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
+    sigma = source.law.fit.residual_sigma
+    logarithmic = source.law.fit.loss.scale == "log"
+    size = f"{100 * sigma:.2f} %" if logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
     text = [f"One standard deviation of the residuals is {size}."] if sigma else []
     caption = (
         "Each dot is one measurement: above zero the loss is higher than the fitted law. The grey band is one standard "
@@ -220,7 +217,7 @@ def _allocation(source: ReportSource) -> Section | None:
         closed = has_closed_form(view.declared, view.compute)
         why = ("β/(α+β) = ", "α/(α+β) = ", "(equation 4)") if closed else ("", "", "over the measured compute")
         spread = measured_exponents(view, view.thinned) if view.thinned else ()
-        a, b = (f"{float(v):.3f}" for v in measured_exponents(view, source.law["params"]))
+        a, b = (f"{float(v):.3f}" for v in measured_exponents(view, source.law.fit.params))
         a, b = (value + _spread(view, draws) for value, draws in zip_longest((a, b), spread))
         text.append(
             f"The fitted law gives N_opt ∝ C^a with a = {why[0]}{a} and D_opt ∝ C^b with b = {why[1]}{b} {why[2]}."
@@ -326,8 +323,7 @@ def _curves(source: ReportSource) -> Section | None:
 
 def _certificate(source: ReportSource) -> Section:
     law = source.law
-    facts = law.get("certificate", {})
-    loss = law.get("loss", {})
+    report, loss = law.checks.certificate, law.fit.loss
     names = {
         "objective": "objective at the optimum",
         "gradient_norm": "norm of its gradient",
@@ -339,13 +335,12 @@ def _certificate(source: ReportSource) -> Section:
         "boundary": "coefficients at a bound",
         "seed": "seed",
     }
-    rows = [[label, _fact(facts[key])] for key, label in names.items() if key in facts]
-    if loss:
-        delta = f", δ = {loss['delta']:g}" if loss.get("delta") not in (None, float("inf")) else ""
-        rows.insert(0, ["loss that is minimised", f"{loss.get('name', '')}{delta}"])
-    rows += [[f"version of {k}", str(v)] for k, v in facts.get("versions", {}).items()]
-    rows += [["table", str(law.get("source", "–"))], ["SHA-256 of the table", str(law.get("table_sha256", "–"))]]
-    rows += [["N counts", law.get("n_definition", "–")], ["compute", source.view.compute.words]]
+    delta = f", δ = {loss.delta:g}" if loss.delta is not None and np.isfinite(loss.delta) else ""
+    rows = [["loss that is minimised", f"{loss.name}{delta}"]]
+    rows += [[label, _fact(getattr(report, key))] for key, label in names.items()]
+    rows += [[f"version of {k}", v] for k, v in (report.versions or {}).items()]
+    rows += [["table", law.data.source or "–"], ["SHA-256 of the table", law.data.table_sha256]]
+    rows += [["N counts", law.data.n_definition], ["compute", source.view.compute.words]]
     text = [
         "The optimum was searched from many starting points. It can be believed when most of them agree, the gradient "
         "is close to zero and no coefficient is at a bound. A condition number above about 1e6 says that some "
@@ -363,7 +358,7 @@ def _fact(value: Any) -> str:
 
 
 def _excluded(source: ReportSource) -> Section:
-    rows = [[str(e["row"]), str(e["reason"])] for e in source.law.get("excluded", [])]
+    rows = [[str(e.row), e.reason] for e in source.law.data.excluded]
     if not rows:
         return Section("excluded", "What was left out", ["Nothing: every row of the table was used."])
     return Section("excluded", "What was left out", [], [], [Grid(("row or run", "why"), rows)])
@@ -373,7 +368,7 @@ def _runs(source: ReportSource) -> Section:
     view = source.view
     table, columns = view.table, view.table.columns
     needed = set(view.declared.variables) <= columns.keys()
-    fitted = view.declared.evaluate(source.law["params"], columns) if needed else np.full(len(table), np.nan)
+    fitted = view.declared.evaluate(source.law.fit.params, columns) if needed else np.full(len(table), np.nan)
     measured = columns[view.declared.response]
     order = np.lexsort((columns["D"], columns["N"]))[:MOST_ROWS]
     rows = [

@@ -8,9 +8,10 @@ between them, and beyond them C/(ND) is kept at that of the nearest size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Literal
 
 import numpy as np
@@ -33,6 +34,17 @@ class Compute:
     flops_per_token: tuple[float, ...] = ()
     assumed: bool = False
     """6ND stands in for an exact C of which a file of schema 1 does not say how it follows from N and D."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for sizes that no curve can be drawn through."""
+        if len(self.sizes) != len(self.flops_per_token):
+            yield "flops_per_token", f"has {len(self.flops_per_token)} values for {len(self.sizes)} sizes"
+        if self.definition == "exact" and not self.sizes:
+            yield "sizes", "are missing"
+        if any(value <= 0 for value in (*self.sizes, *self.flops_per_token)):
+            yield "sizes", "and flops_per_token must be positive"
+        if any(b <= a for a, b in pairwise(self.sizes)):
+            yield "sizes", "must rise"
 
     @classmethod
     def of_rows(cls, definition: Definition, N: Array, D: Array, C: Array) -> Compute:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,8 @@ from scaling.laws import Array
 from scaling.tables.cells import as_number
 from scaling.tables.compute import C_DEFINITIONS, SIX_ND, Compute, Definition
 
-N_DEFINITIONS = ("total", "non-embedding", "with-head")
+NDefinition = Literal["total", "non-embedding", "with-head"]
+N_DEFINITIONS: tuple[NDefinition, ...] = ("total", "non-embedding", "with-head")
 NATS, BITS = "nats per token", "bits per byte"
 
 
@@ -45,7 +46,7 @@ class Table:
     excluded: list[Excluded]
     sha256: str
     source: str
-    n_definition: str = "total"
+    n_definition: NDefinition = "total"
     c_definition: Definition = "exact"
     loss_unit: str = NATS
     cluster: list[str] = field(default_factory=list)
@@ -76,7 +77,7 @@ class Table:
         """The same rows with other columns."""
         return replace(self, columns=columns)
 
-    def redefine(self, n: str = "total", c: Definition = "exact") -> Table:
+    def redefine(self, n: NDefinition = "total", c: Definition = "exact") -> Table:
         """The same rows with another count of parameters N and of compute C.
 
         ``n``: total; non-embedding; with-head (non-embedding plus the output projection). ``c``: exact, the column C;

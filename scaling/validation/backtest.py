@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,32 +13,13 @@ from scaling.errors import FitError
 from scaling.fit.bootstrap import DRAWS, LEVEL, METHODS, bootstrap, interval, predictive_draws
 from scaling.fit.estimate import Fit, Loss, fit
 from scaling.fit.folds import compute_folds
+from scaling.forecast.law_sections import BacktestWindow, HeldOutPrediction
 from scaling.laws import Array, Law
 from scaling.tables.table import Table
 
 HOLDOUT = "largest"
 _CONDITION = re.compile(r"\s*(N|D|C)\s*(>=|>)\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)\s*")
 _COMPUTE = re.compile(r"\s*compute:\s*([0-9.]+(?:[eE][+-]?[0-9]+)?)x\s*")
-
-
-@dataclass(frozen=True)
-class HeldOutPrediction:
-    """A row that was predicted without having been fitted. Losses in nats per token; ``error`` is relative."""
-
-    row: int
-    run: str
-    N: float
-    D: float
-    loss: float
-    predicted: float
-    low: float
-    high: float
-    error: float
-    covered: bool
-
-    def as_dict(self) -> dict[str, Any]:
-        """For law.json."""
-        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -55,7 +35,7 @@ def held_out(table: Table, holdout: str = HOLDOUT) -> NDArray[np.bool_]:
     """Which rows (n,) a specification holds out.
 
     ``largest``: the rows with the most parameters; ``compute:10x``: the rows above a tenth of the largest compute
-    (C, or 6 N D where the table has none); ``N>=1e9``, also with D or C and with >; ``none``. Raises FitError for
+    (C); ``N>=1e9``, also with D or C and with >; ``none``. Raises FitError for
     anything else and for a split that holds out no row or every row.
     """
     C = table.columns["C"]
@@ -97,23 +77,6 @@ def backtest(
     fitted = fit(law, kept, loss, fixed, seed=seed)
     boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
     return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
-
-
-@dataclass(frozen=True)
-class BacktestWindow:
-    """One expanding window: what it was fitted on (FLOPs) and how it did on the rows above.
-
-    ``reach`` is the largest factor in compute from the fitted rows to the scored ones; errors are relative.
-    """
-
-    largest_compute: float
-    rows: int
-    held_out: int
-    reach: float
-    rms_error: float
-    bias: float
-    covered: int
-    scored: list[HeldOutPrediction]
 
 
 def expanding_windows(

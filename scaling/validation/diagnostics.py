@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 
 import numpy as np
 
 from scaling.fit.bootstrap import Bootstrap
 from scaling.fit.estimate import Fit
 from scaling.fit.weights import replicate_sigma
+from scaling.forecast.law_sections import Diagnostic
 from scaling.formatting import count
 from scaling.tables.table import Table
 from scaling.validation.lr_scans import Tuned, high_sizes, scans
-
-
-@dataclass(frozen=True)
-class Diagnostic:
-    """A named warning: what was seen and what to do."""
-
-    name: str
-    message: str
-    advice: str
-
-    def as_dict(self) -> dict[str, str]:
-        """For law.json."""
-        return asdict(self)
 
 
 def _same(values: np.ndarray, tolerance: float) -> int:

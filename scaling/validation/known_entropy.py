@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
+from scaling.forecast.law_file import LawFile
 from scaling.formatting import nats, percent
 from scaling.tables.table import Table
 
@@ -17,18 +15,18 @@ def entropy_rate(table: Table) -> float | None:
     return float(values[0]) if values is not None and np.ptp(values) == 0 else None
 
 
-def verdict(law: Mapping[str, Any]) -> str | None:
+def verdict(law: LawFile) -> str | None:
     """One sentence on how far the E of a law.json is from the truth, and whether its interval covers that.
 
     None where the truth is not known, or the law has no E of its own to compare.
     """
-    true, fitted = law.get("entropy_rate"), law["params"].get("E")
-    if true is None or fitted is None or "E" in law.get("pinned", {}):
+    true, fitted = law.data.entropy_rate, law.fit.params.get("E")
+    if true is None or fitted is None or "E" in law.fit.pinned:
         return None
-    low, high = law["intervals"]["E"]
+    low, high = law.fit.intervals["E"]
     covers = "covers" if low <= true <= high else "does not cover"
     return (
         f"The entropy rate of this language is {nats(true)} nats per token. The fitted E = {nats(fitted)} is off by "
-        f"{percent(fitted / true - 1)}; its {100 * law['level']:g} % interval, {nats(low)} to {nats(high)}, {covers} "
+        f"{percent(fitted / true - 1)}; its {100 * law.fit.level:g} % interval, {nats(low)} to {nats(high)}, {covers} "
         "the truth."
     )

@@ -7,12 +7,12 @@ al. 2024, arXiv 2406.19146). A scan is several learning rates for the same N and
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
 from scaling.errors import FitError
 from scaling.fit.estimate import Fit
+from scaling.forecast.law_sections import LrScan
 from scaling.tables.table import Table
 
 _STICKS_OUT = 6.0  # robust standard deviations; of noise alone, 1 to 4 % of tables of 5 to 12 sizes have such a size
@@ -36,9 +36,9 @@ class Tuned:
         """Whether a better learning rate may lie beyond those that were tried."""
         return len(self.tried) > 1 and self.lr in (self.tried[0], self.tried[-1])
 
-    def as_dict(self) -> dict[str, Any]:
+    def stored(self) -> LrScan:
         """For law.json."""
-        return {**asdict(self), "at_edge": self.at_edge}
+        return LrScan(**asdict(self), at_edge=self.at_edge)
 
 
 def scans(table: Table) -> list[Tuned]:

@@ -7,7 +7,6 @@ each other; the result is the spread of every parameter and of a prediction.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
@@ -15,9 +14,10 @@ import numpy as np
 
 from scaling.errors import FitError, TableError
 from scaling.fit.estimate import fit, loss_named
+from scaling.forecast.law_sections import Sensitivity, Variation
 from scaling.laws import Array, Law
 from scaling.tables.compute import C_DEFINITIONS, Definition
-from scaling.tables.table import N_DEFINITIONS, Table
+from scaling.tables.table import N_DEFINITIONS, NDefinition, Table
 
 OBJECTIVES = (
     ("log-huber", 1e-4),
@@ -28,31 +28,6 @@ OBJECTIVES = (
     ("mse", None),
 )
 OUTLIERS = ("all rows", "without the 5 % largest residuals")
-
-
-@dataclass(frozen=True)
-class Variation:
-    """One refit: the choice on every axis, and the parameters and prediction that follow from it."""
-
-    choices: dict[str, str]
-    rows: int
-    params: dict[str, float]
-    prediction: float | None
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """All refits. ``spread`` maps parameters and ``prediction`` to (least, median, largest).
-
-    ``by_axis`` maps an axis to the spread of each quantity when that axis alone moves from the base choice.
-    ``failed`` lists combinations that could not be fitted, ``fixed_axes`` axes with one choice and why.
-    """
-
-    settings: list[Variation]
-    spread: dict[str, list[float]]
-    by_axis: dict[str, dict[str, list[float]]]
-    failed: list[dict[str, str]]
-    fixed_axes: dict[str, str]
 
 
 def sensitivity(
@@ -93,7 +68,14 @@ def sensitivity(
         for axis, choices in axes.items()
         if len(choices) > 1
     }
-    return Sensitivity(settings, _spread(settings), by_axis, failed, unmoved)
+    return Sensitivity(
+        settings=settings,
+        spread=_spread(settings),
+        by_axis=by_axis,
+        failed=failed,
+        fixed_axes=unmoved,
+        point=dict(point) if point else None,
+    )
 
 
 def _label(name: str, delta: float | None) -> str:
@@ -107,7 +89,7 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
     trimmed = np.ones(len(table), dtype=bool)
     trimmed[worst] = False
     if "N" in law.variables:
-        counts = {n: n for n in N_DEFINITIONS if _can(table, n, table.c_definition)}
+        counts: dict[str, NDefinition] = {n: n for n in N_DEFINITIONS if _can(table, n, table.c_definition)}
     else:
         counts = {table.n_definition: table.n_definition}
         unmoved["N definition"] = f"the law {law.name} does not read N"
@@ -135,7 +117,7 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
     }, unmoved
 
 
-def _can(table: Table, n: str, c: Definition) -> bool:
+def _can(table: Table, n: NDefinition, c: Definition) -> bool:
     try:
         table.redefine(n, c)
     except TableError:
@@ -143,7 +125,7 @@ def _can(table: Table, n: str, c: Definition) -> bool:
     return True
 
 
-def _carried(table: Table, point: Mapping[str, float], n: str, c: Definition) -> dict[str, float]:
+def _carried(table: Table, point: Mapping[str, float], n: NDefinition, c: Definition) -> dict[str, float]:
     """``point`` in another definition of N, along the line between the logarithms in the table, with the C of that."""
     other = table.redefine(n, c)
     moved = dict(point)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scaling.forecast.law_file import COMPUTE_KEYS, LawFile, parse_law, to_jsonable
 from scaling.laws import LAWS
+from scaling.tables.compute import SIX_ND, Compute
 from scaling.tables.table import Table
 
 TABLES = Path(__file__).parents[1] / "tables"
@@ -34,3 +38,29 @@ def simulated(noise: float = 0.0, seed: int = 0, law: str = "chinchilla", **para
     loss = LAWS[law].evaluate({**TRUTH, **params}, columns)
     rng = np.random.default_rng(seed)
     return table({**columns, "loss": loss * np.exp(noise * rng.standard_normal(len(loss)))})
+
+
+def law_file(
+    params: Mapping[str, float] | None = None, law: str = "chinchilla", compute: Compute = SIX_ND, **keys: Any
+) -> LawFile:
+    """A law that was fitted to nothing: what a file must have, and any ``keys`` that matter."""
+    params = dict(TRUTH if params is None else params)
+    content = {
+        "schema": 2,
+        "compute": {k: getattr(compute, k) for k in COMPUTE_KEYS},
+        "law": law,
+        "params": params,
+        "intervals": {k: [v, v] for k, v in params.items()},
+        "level": 0.9,
+        "holdout": [],
+        "certificate": {"objective": 0.0, "gradient_norm": 0.0, "starts": 1, "starts_agreeing": 1},
+        "excluded": [],
+        "table_sha256": "0" * 64,
+        "fit_range": {k: [1e6, 1e9] for k in {*LAWS[law].variables, "N", "D"}},
+        "residuals": [0.0],
+        "residual_sigma": 0.001,
+        "free_parameters": 5,
+        "loss": {"name": "log-huber", "scale": "log", "delta": 1e-3},
+        "bootstrap": {"seed": 0},
+    }
+    return parse_law(to_jsonable({**content, **keys}), "a law.json")

@@ -151,7 +151,7 @@ def test_three_approaches_agree_on_the_chinchilla_points(chinchilla):
     # Hoffmann et al. 2022, table 2: .50, .49, .46; Besiroglu et al. 2024 correct the third to .51.
     assert all(0.44 < a.a < 0.54 for a in found)
     third = parametric(chinchilla, BUDGETS)
-    assert third.a == pytest.approx(exponents(chinchilla.law["params"])[0], rel=1e-6)
+    assert third.a == pytest.approx(exponents(chinchilla.law.fit.params)[0], rel=1e-6)
     assert third.a == pytest.approx(0.49954, abs=2e-4)
     assert (third.low < third.N).all()
     assert (third.high > third.N).all()

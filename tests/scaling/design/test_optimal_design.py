@@ -14,16 +14,16 @@ import pytest
 from configs.reader import ConfigError, build
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
-from scaling.design.optimal_design import Candidates, best_for, covariance, design, sensible
+from scaling.design.optimal_design import Candidates, DesignBasis, best_for, covariance, design, sensible
 from scaling.design.optimal_design import grid as candidate_grid
 from scaling.design.sweep_file import candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import PlanError
 from scaling.fit.bootstrap import bootstrap, residual_sigma
 from scaling.fit.estimate import fit, jacobian
-from scaling.forecast.law_file import read_draws, read_law, write_law
+from scaling.forecast.law_file import read_draws, read_law
 from scaling.laws import LAWS
 from scaling.tables.compute import SIX_ND
-from tests.helpers.scaling_tables import TRUTH, grid, simulated
+from tests.helpers.scaling_tables import TRUTH, grid, law_file, simulated
 
 ROOT = Path(__file__).parents[3]
 LAW = LAWS["chinchilla"]
@@ -36,30 +36,19 @@ def fitted():
     table = simulated(noise=0.003, seed=2)
     found = fit(LAW, table)
     draws = bootstrap(found, table.run, draws=400).params
-    law = {
-        "schema": 1,
-        "law": "chinchilla",
-        "params": found.params,
-        "intervals": {k: [float(np.quantile(v, 0.05)), float(np.quantile(v, 0.95))] for k, v in draws.items()},
-        "level": 0.9,
-        "holdout": [],
-        "certificate": {},
-        "excluded": [],
-        "table_sha256": "0" * 64,
-        "fit_range": {k: [table.columns[k].min(), table.columns[k].max()] for k in ("N", "D", "C")},
-        "residuals": found.residuals,
-        "residual_sigma": residual_sigma(found.residuals, 5),
-        "free_parameters": 5,
-        "loss": {"name": "log-huber", "scale": "log", "delta": 1e-3},
-        "bootstrap": {"seed": 0},
-        "n_definition": "total",
-        "source": "simulated",
-    }
+    law = law_file(
+        found.params,
+        intervals={k: [float(np.quantile(v, 0.05)), float(np.quantile(v, 0.95))] for k, v in draws.items()},
+        fit_range={k: [table.columns[k].min(), table.columns[k].max()] for k in ("N", "D", "C")},
+        residuals=found.residuals,
+        residual_sigma=residual_sigma(found.residuals, 5),
+        source="simulated",
+    )
     return law, draws
 
 
 def test_best_for_a_budget_is_the_closed_form_of_the_paper():
-    law = {"law": "chinchilla", "params": TRUTH, "level": 0.9}
+    law = law_file()
     draws = {k: np.array([v, v]) for k, v in TRUTH.items()}
     best = best_for(law, draws, "C", 5.76e23)
     alpha, beta = TRUTH["alpha"], TRUTH["beta"]
@@ -76,16 +65,14 @@ def test_intervals_come_from_the_draws(fitted):
     best = best_for(law, draws, "C", 1e22)
     assert best.C.low == pytest.approx(best.C.high) == pytest.approx(1e22)
     assert best.N.low < best.N.value < best.N.high
-    each = [
-        best_for({**law, "params": {k: v[i] for k, v in draws.items()}}, draws, "C", 1e22) for i in range(0, 400, 50)
-    ]
+    each = [best_for(law_file({k: v[i] for k, v in draws.items()}), draws, "C", 1e22) for i in range(0, 400, 50)]
     assert all(best.N.low * 0.5 < b.N.value < best.N.high * 2 for b in each)
 
 
 @pytest.mark.parametrize(("name", "given", "value"), [("kaplan_n", "C", 1e20), ("chinchilla", "N", -1.0)])
 def test_plans_that_cannot_be_made_say_why(name, given, value):
     params = TRUTH if name == "chinchilla" else {"N_c": 1e13, "alpha": 0.07}
-    law = {"law": name, "params": params, "level": 0.9}
+    law = law_file(params, name)
     with pytest.raises(PlanError, match=r"not a loss over N and D|positive"):
         best_for(law, {k: np.array([v]) for k, v in params.items()}, given, value)
 
@@ -100,9 +87,9 @@ def test_a_chosen_run_removes_what_fisher_information_says():
     theta = rng.multivariate_normal(found.theta, np.linalg.inv(information), size=40_000)
     values = LAW.decode(theta, found.problem.centre)
     draws = {k: values[:, i] for i, k in enumerate(LAW.parameters)}
-    law = {"law": "chinchilla", "params": found.params, "residual_sigma": sigma, "loss": {"scale": "log"}}
+    basis = DesignBasis(LAW, found.params, draws, sigma, "log")
     run = {"N": np.array([3e9]), "D": np.array([6e10])}
-    chosen = design(law, draws, TARGET, Candidates(run, np.array([1.0])), 10.0, 1)
+    chosen = design(basis, TARGET, Candidates(run, np.array([1.0])), 10.0, 1)
 
     def gradient(N, D):
         x = np.log([[N], [D]]) - found.problem.centre[:, None]
@@ -120,7 +107,7 @@ def test_a_chosen_run_removes_what_fisher_information_says():
 def test_the_design_beats_random_runs_of_the_same_number(fitted):
     law, draws = fitted
     possible = candidate_grid(law, TARGET, 1e21)
-    chosen = design(law, draws, TARGET, possible, 1e21, 3)
+    chosen = design(DesignBasis.of(law, draws), TARGET, possible, 1e21, 3)
     assert len(chosen.steps) == 3
     assert chosen.flops <= 1e21
     sigmas = [chosen.sigma, *(s.sigma for s in chosen.steps)]
@@ -130,7 +117,7 @@ def test_the_design_beats_random_runs_of_the_same_number(fitted):
         three = rng.choice(len(possible), 3, replace=False)
         at = {k: np.append(TARGET[k], v[three]) for k, v in possible.columns.items()}
         K = covariance(LAW, draws, {k: at[k] for k in LAW.variables})
-        noise = np.eye(3) * law["residual_sigma"] ** 2
+        noise = np.eye(3) * law.fit.residual_sigma**2
         left = K[0, 0] - K[0, 1:] @ np.linalg.solve(K[1:, 1:] + noise, K[1:, 0])
         assert chosen.steps[-1].sigma <= np.sqrt(left) * 1.02
 
@@ -138,7 +125,7 @@ def test_the_design_beats_random_runs_of_the_same_number(fitted):
 def test_a_budget_too_small_for_any_run_is_refused(fitted):
     law, draws = fitted
     with pytest.raises(PlanError, match="costs at most"):
-        design(law, draws, TARGET, candidate_grid(law, TARGET, 1e21), 1e3, 3)
+        design(DesignBasis.of(law, draws), TARGET, candidate_grid(law, TARGET, 1e21), 1e3, 3)
 
 
 def test_measured_and_far_fetched_runs_are_not_proposed():
@@ -208,7 +195,8 @@ def test_a_file_that_is_not_a_sweep_is_refused(tmp_path):
 @pytest.fixture(scope="module")
 def saved(fitted, tmp_path_factory):
     """The law on disk."""
-    return write_law(tmp_path_factory.mktemp("law"), *fitted)
+    law, draws = fitted
+    return law.write(tmp_path_factory.mktemp("law"), draws)
 
 
 @pytest.fixture

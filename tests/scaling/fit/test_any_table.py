@@ -97,5 +97,5 @@ def test_any_positive_table_is_fitted_or_refused(points, law):
     if refusal:
         assert "\n" not in refusal
         return
-    assert result.law["certificate"]["objective"] >= 0
+    assert result.law.checks.certificate.objective >= 0
     assert not np.isnan(list(result.fit.params.values())).any()

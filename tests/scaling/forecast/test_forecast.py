@@ -13,7 +13,7 @@ from scaling.fit.folds import compute_folds
 from scaling.fit.profile import profile
 from scaling.fit.weights import noise_weights, replicate_sigma, weights_for
 from scaling.forecast.forecast import forecast, task_score
-from scaling.forecast.law_file import read_draws, read_law, write_draws, write_law
+from scaling.forecast.law_file import read_draws, read_law, write_draws
 from scaling.forecast.preregistration import FOLDER, read_forecasts, register, score_forecasts
 from scaling.laws import LAWS
 from scaling.study import FitOptions, fit_law
@@ -160,19 +160,19 @@ def fitted(tmp_path_factory):
     out = tmp_path_factory.mktemp("law")
     result = fit_law(simulated(noise=0.003), FitOptions(draws=300, sensitivity=False))
     write_draws(out / "average.npz", averaging.all_draws(result.average))
-    write_law(out, result.law, result.draws)
+    result.law.write(out, result.draws)
     return out
 
 
 def test_law_json_is_complete_and_finite(fitted):
     law = read_law(fitted)
-    assert json.loads((fitted / "law.json").read_text()) == law
+    assert json.loads((fitted / "law.json").read_text()) == law.flat()
     assert read_draws(fitted)["alpha"].shape == (300,)
-    assert law["profile_E"]["interval"][0] < law["params"]["E"] < law["profile_E"]["interval"][1]
-    assert law["backtest"]["predictions"] > 0
-    assert law["certificate"]["moved_from_start"] is True
-    assert law["certificate"]["versions"]["numpy"] == np.__version__
-    assert {m["label"] for m in law["averaged"]["members"]} == {"chinchilla", "chinchilla_tied", "kaplan_nd", "coupled"}
+    assert law.uncertainty.profile_E.interval[0] < law.fit.params["E"] < law.uncertainty.profile_E.interval[1]
+    assert law.checks.backtest.predictions > 0
+    assert law.checks.certificate.moved_from_start is True
+    assert law.checks.certificate.versions["numpy"] == np.__version__
+    assert {m.label for m in law.others.averaged.members} == {"chinchilla", "chinchilla_tied", "kaplan_nd", "coupled"}
 
 
 def test_average_survives_the_files(fitted):
@@ -202,7 +202,7 @@ def test_two_step_prediction_carries_the_loss_through_the_sigmoid(fitted, tmp_pa
     score = LAWS["task_sigmoid"].evaluate(truth, {"loss": loss}) + 0.005 * rng.standard_normal(30)
     points = table({"N": np.full(30, 1e8), "D": np.full(30, 1e9), "loss": loss, "score": score})
     result = fit_law(points, FitOptions(law="task_sigmoid", draws=200))
-    write_law(tmp_path, result.law, result.draws)
+    result.law.write(tmp_path, result.draws)
     answer = task_score(fitted, read_law(fitted), tmp_path, read_law(tmp_path), {"N": 1e10, "D": 2e11})
     expected = float(LAWS["task_sigmoid"].evaluate(truth, {"loss": CHINCHILLA.evaluate(TRUTH, POINT)}))
     assert answer["score_low"] < expected < answer["score_high"]
@@ -219,7 +219,7 @@ def test_a_registered_forecast_is_scored_when_its_run_lands(fitted):
         register(fitted, law, forecast(fitted, law, {"N": 1e10, "D": 2e11}))
     with pytest.raises(ForecastError, match="part of the fit"):
         register(fitted, law, forecast(fitted, law, {"N": 1e9, "D": 5e9}))
-    assert score_forecasts([fitted], before)["pending"] == 1
+    assert score_forecasts([fitted], before).pending == 1
 
     truth = float(CHINCHILLA.evaluate(TRUTH, POINT))
     landed = {
@@ -227,9 +227,9 @@ def test_a_registered_forecast_is_scored_when_its_run_lands(fitted):
     }
     after = replace(before, columns=landed, run=[*before.run, "big"], rows=np.arange(1, 22), sha256="1" * 64)
     scored = score_forecasts([fitted], after)
-    assert (scored["pending"], len(scored["scored"]), scored["covered"]) == (0, 1, 1)
-    assert scored["scored"][0]["runs"] == ["big"]
-    assert abs(scored["scored"][0]["error"]) < 0.02
+    assert (scored.pending, len(scored.scored), scored.covered) == (0, 1, 1)
+    assert scored.scored[0].runs == ["big"]
+    assert abs(scored.scored[0].error) < 0.02
 
     content = json.loads(path.read_text())
     (fitted / FOLDER / "bent.json").write_text(json.dumps({**content, "loss": truth}))

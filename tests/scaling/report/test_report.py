@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import pytest
 from scaling import formatting as text
 from scaling.errors import TableError
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.forecast.law_file import to_jsonable
+from scaling.forecast.law_file import LawFile
+from scaling.forecast.law_sections import Diagnostic, ForecastScores, ScoredForecast
 from scaling.laws import LAWS
 from scaling.report import plot_style as plots
 from scaling.report import plots_law
@@ -24,7 +26,7 @@ from scaling.tables import curves as traces
 from scaling.tables.baselines import read_baselines
 from scaling.tables.read import read_table
 from scaling.tables.table import BITS, NATS, Excluded, Table
-from tests.helpers.scaling_tables import TABLES, TRUTH, simulated, table
+from tests.helpers.scaling_tables import TABLES, TRUTH, law_file, simulated, table
 
 HOSTILE = "<script>alert(1)</script>"
 LAW = LAWS["chinchilla"]
@@ -82,21 +84,27 @@ def ladder(tmp_path_factory):
     """A report of a runs directory with every section: the page, law.json and the directory."""
     out = tmp_path_factory.mktemp("ladder")
     data = read_table(runs_directory(out / "runs"))
-    result = fit_law(data, FitOptions(draws=150, sensitivity=True, point={"N": 1e7, "D": 1e8}))
-    scored = {"file": "a.json", "date": "2026-01-02T03:04:05", "law": "chinchilla", "inputs": {"N": 1e6, "D": 1e7}}
-    scored |= {"loss": 3.0, "predicted": 3.1, "low": 2.9, "high": 3.2, "level": 0.9, "error": 0.0333, "covered": True}
-    tally = {
-        "scored": [scored],
-        "pending": 1,
-        "covered": 1,
-        "expected_coverage": 0.9,
-        "rms_error": 0.033,
-        "changed": [],
-    }
+    scored = ScoredForecast(
+        file="a.json",
+        date="2026-01-02T03:04:05",
+        law="chinchilla",
+        inputs={"N": 1e6, "D": 1e7},
+        low=2.9,
+        high=3.2,
+        level=0.9,
+        sha256="0" * 64,
+        runs=["a"],
+        predicted=3.1,
+        loss=3.0,
+        error=0.0333,
+        covered=True,
+    )
+    scores = ForecastScores(scored=[scored], pending=1, covered=1, expected_coverage=0.9, rms_error=0.033)
     baseline = {"name": "5-gram", "loss": float(np.median(data.columns["loss"])), "bits_per_byte": 1.25}
     (out / "runs" / "baselines.json").write_text(json.dumps({"baselines": [baseline]}))
-    law = to_jsonable({**result.law, "forecasts": tally, "baselines": read_baselines(out / "runs", NATS)})
-    return write_report(law, data, result.draws, out / "runs", out), law, data
+    options = FitOptions(draws=150, sensitivity=True, point={"N": 1e7, "D": 1e8})
+    result = fit_law(data, options, scores, read_baselines(out / "runs", NATS))
+    return write_report(result.law, data, result.draws, out / "runs", out), result.law, data
 
 
 SECTIONS = {
@@ -128,15 +136,15 @@ def test_nothing_is_loaded_from_anywhere(ladder):
 def test_the_numbers_of_the_law_are_on_the_page(ladder):
     path, law, data = ladder
     text_of = Page(path).text
-    for name, value in law["params"].items():
+    for name, value in law.fit.params.items():
         assert f"{text.symbol(name)} = {text.significant(value)}" in text_of
-    worst = max(abs(r["predicted"] / r["loss"] - 1) for r in law["holdout"])
+    worst = max(abs(r.predicted / r.loss - 1) for r in law.checks.holdout)
     assert f"{100 * worst:.2f} % at most" in text_of
     assert "unfinished" in text_of
-    assert law["table_sha256"] in text_of
+    assert law.data.table_sha256 in text_of
     assert all(run in text_of for run in data.run)
     assert "1 forecast registered before the run" in text_of
-    assert f"{text.nats(law['baselines']['5-gram'])}9 of 18 runs" in text_of.replace(" 9 of", "9 of")
+    assert f"{text.nats(law.data.baselines['5-gram'])}9 of 18 runs" in text_of.replace(" 9 of", "9 of")
 
 
 def test_baselines_are_read_in_the_unit_of_the_fit(tmp_path):
@@ -149,17 +157,17 @@ def test_baselines_are_read_in_the_unit_of_the_fit(tmp_path):
         read_baselines(tmp_path, NATS)
 
 
-def hostile() -> tuple[dict, Table]:
+def hostile() -> tuple[LawFile, Table]:
     """A law whose every text is markup."""
     data = simulated(noise=0.003)
     run = [HOSTILE, *data.run[1:]]
     data = Table(
         data.columns, run, data.rows, [Excluded(HOSTILE, HOSTILE)], data.sha256, f"a/{HOSTILE}", "total", "6nd"
     )
-    law = to_jsonable(fit_law(data, FitOptions(draws=100, average=False)).law)
-    law["warnings"] = [{"name": HOSTILE, "message": HOSTILE, "advice": HOSTILE}]
-    law["holdout"][0]["run"] = HOSTILE
-    return law, data
+    law = fit_law(data, FitOptions(draws=100, average=False)).law
+    holdout = [replace(row, run=HOSTILE) for row in law.checks.holdout]
+    checks = replace(law.checks, warnings=[Diagnostic(HOSTILE, HOSTILE, HOSTILE)], holdout=holdout)
+    return replace(law, checks=checks), data
 
 
 def test_markup_in_names_is_shown_as_text(tmp_path):
@@ -170,16 +178,16 @@ def test_markup_in_names_is_shown_as_text(tmp_path):
     assert Page(page).text.count(HOSTILE) >= 5
 
 
-@pytest.mark.parametrize("keys", [("schema", "law", "params", "intervals", "level"), None])
-def test_sections_without_data_are_left_out(tmp_path, keys):
+@pytest.mark.parametrize("bare", [True, False])
+def test_sections_without_data_are_left_out(tmp_path, bare):
     data = simulated(noise=0.003)
-    law = to_jsonable(fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law)
-    if keys:
-        law = {k: law[k] for k in keys}
+    law = fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law
+    if bare:
+        law = law_file(law.fit.params)
     page = Page(write_report(law, data, {}, None, tmp_path))
     assert "No measurement was held out" in page.text
-    assert not {"holdout", "backtest" if keys else "holdout", "forecasts", "curves", "sensitivity"} & page.ids
-    assert ("residuals" in page.ids) == (keys is None)
+    assert not {"holdout", "backtest", "forecasts", "curves", "sensitivity"} & page.ids
+    assert ({"residuals", "profile"} <= page.ids) == (not bare)
     assert {"law", "coefficients", "certificate", "runs"} <= page.ids
 
 
@@ -187,7 +195,7 @@ def test_sections_without_data_are_left_out(tmp_path, keys):
 def test_any_law_can_be_reported(tmp_path, name):
     data = simulated(noise=0.003)
     result = fit_law(data, FitOptions(law=name, draws=100, holdout="none", average=False))
-    page = Page(write_report(to_jsonable(result.law), data, result.draws, None, tmp_path))
+    page = Page(write_report(result.law, data, result.draws, None, tmp_path))
     assert ("allocation" in page.ids) == (len(LAWS[name].variables) == 2)
     assert text.symbol(LAWS[name].parameters[-1]).replace("_", "") in page.text
 
@@ -197,7 +205,7 @@ def test_a_task_score_is_reported_as_a_score(tmp_path):
     score = 0.2 + 0.6 / (1 + np.exp(4 * (loss - 2.6)))
     data = table({"N": np.geomspace(1e9, 1e7, 12), "D": np.geomspace(2e10, 2e8, 12), "loss": loss, "score": score})
     result = fit_law(data, FitOptions(law="task_sigmoid", draws=100, holdout="none"))
-    page = Page(write_report(to_jsonable(result.law), data, result.draws, None, tmp_path))
+    page = Page(write_report(result.law, data, result.draws, None, tmp_path))
     assert "12 measurements of the score" in page.text
     assert not {"allocation", "extrapolation"} & page.ids
 
@@ -205,16 +213,14 @@ def test_a_task_score_is_reported_as_a_score(tmp_path):
 def test_matplotlib_is_left_as_it_was(tmp_path):
     before = dict(matplotlib.rcParams)
     data = simulated()
-    write_report(
-        to_jsonable(fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law), data, {}, None, tmp_path
-    )
+    write_report(fit_law(data, FitOptions(draws=100, holdout="none", average=False)).law, data, {}, None, tmp_path)
     assert dict(matplotlib.rcParams) == before
 
 
 def test_the_same_data_give_the_same_bytes(tmp_path):
     data = simulated(noise=0.003)
     result = fit_law(data, FitOptions(draws=100, holdout="none", average=False))
-    pages = [write_report(to_jsonable(result.law), data, result.draws, None, tmp_path / d) for d in "ab"]
+    pages = [write_report(result.law, data, result.draws, None, tmp_path / d) for d in "ab"]
     assert pages[0].read_bytes() == pages[1].read_bytes()
 
 
@@ -225,13 +231,14 @@ def test_flops_per_token_are_those_of_the_table_and_carried_on_beyond_it():
     data = simulated()
     per_token = {1e7: 8e7, 3e7: 2.1e8, 1e8: 6.5e8, 3e8: 1.9e9, 1e9: 6.2e9}
     columns = {**data.columns, "C": np.array([per_token[n] for n in data.columns["N"]]) * data.columns["D"]}
-    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, table(columns), {})
+    data = table(columns)
+    view = FittedLaw(law_file(compute=data.compute), data, {})
     np.testing.assert_allclose(view.compute.per_token(np.array(list(per_token))), list(per_token.values()), rtol=1e-9)
     np.testing.assert_allclose(view.compute.per_token(np.array([1e6, 1e11])), [8e6, 6.2e11], rtol=1e-9)
 
 
 def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
-    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.9}, simulated(), {})
+    view = FittedLaw(law_file(), simulated(), {})
     C = np.geomspace(1e17, 1e21, 5)
     from scaling.design.allocation import optimum
     from scaling.tables.compute import SIX_ND
@@ -243,21 +250,21 @@ def test_the_least_loss_at_a_budget_is_that_of_the_optimum():
 def test_every_ringed_dot_and_the_line_through_them_are_inside_the_panel():
     data = simulated(noise=0.003)
     result = fit_law(data, FitOptions(draws=100, holdout="none", average=False))
-    view = FittedLaw(to_jsonable(result.law), data, result.draws)
+    view = FittedLaw(result.law, data, result.draws)
     drawn = plots_law.slices(view, {k: plots.Scale(k, data.columns[k]) for k in "ND"})
     for axis, name in zip(drawn.axes, "ND", strict=True):
         (line,) = [x for x in axis.lines if x.get_label().startswith("Kaplan")]
         (low, high), (left, right) = axis.get_ylim(), axis.get_xlim()
         assert low < line.get_ydata().min() < line.get_ydata().max() < high
         assert left < line.get_xdata().min() < line.get_xdata().max() < right
-        rows = np.isin(data.rows, result.law["fits"][f"kaplan_{name.lower()}"]["rows"])
+        rows = np.isin(data.rows, result.law.others.fits[f"kaplan_{name.lower()}"].rows)
         assert line.get_xdata().max() == pytest.approx(data.columns[name][rows].max())
 
 
 def test_bands_hold_the_share_of_draws_that_they_promise():
     rng = np.random.default_rng(0)
     draws = {k: v * np.exp(0.01 * rng.standard_normal(400)) for k, v in TRUTH.items()}
-    view = FittedLaw({"law": "chinchilla", "params": TRUTH, "level": 0.8}, simulated(), draws)
+    view = FittedLaw(law_file(level=0.8), simulated(), draws)
     at = np.array([1e8]), np.array([1e10])
     band = view.at(*at)
     each = LAW.evaluate({k: v[:, None] for k, v in draws.items()}, {"N": at[0], "D": at[1]})[:, 0]
@@ -303,7 +310,7 @@ def test_other_numbers_are_written_plainly():
 def test_a_published_table_is_reported(tmp_path):
     data = read_table(TABLES / "kyo_takano.csv")
     result = fit_law(data, FitOptions(draws=100, average=False))
-    path = write_report(to_jsonable(result.law), data, result.draws, None, tmp_path)
+    path = write_report(result.law, data, result.draws, None, tmp_path)
     assert "agree within their intervals" in Page(path).text
     assert "Curves are drawn for 5 of the" in Page(path).text
     assert (path.parent / "isoflop.png").exists()

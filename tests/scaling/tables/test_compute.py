@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from scaling.design.allocation import optimum, parametric
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.forecast.law_file import compute_of, read_draws, read_law, write_law
+from scaling.forecast.law_file import parse_law, read_draws, read_law
 from scaling.laws import LAWS
 from scaling.study import FitOptions, fit_law
 from scaling.tables.compute import SIX_ND
@@ -97,7 +97,7 @@ def command(name: str, capsys: pytest.CaptureFixture[str], *words: object) -> st
 def saved(directory: Path, data: Table, law: str = "chinchilla") -> Path:
     """A fit with its draws."""
     result = fit_law(data, FitOptions(law=law, draws=100, holdout="none", average=False))
-    return write_law(directory, result.law, result.draws)
+    return result.law.write(directory, result.draws)
 
 
 @pytest.mark.parametrize("definition", ["exact", "6nd"])
@@ -140,7 +140,7 @@ def test_a_law_of_compute_gives_a_row_one_forecast_by_size_and_by_compute(tmp_pa
         assert by_size["loss"] == pytest.approx(by_compute["loss"], rel=1e-9)
         assert by_size["inputs"]["C"] == pytest.approx(C, rel=1e-9)
         assert by_size["extrapolation_by"]["C"] == pytest.approx(by_compute["extrapolation_by"]["C"], rel=1e-9)
-        if np.isin(data.rows[i], read_law(path)["rows"]):
+        if np.isin(data.rows[i], read_law(path).data.rows):
             assert by_size["extrapolation_by"]["C"] == pytest.approx(1)
     assert "C exact, FLOPs per token from the fitted sizes" in command("predict", capsys, path, "--flops", 1e12)
     far = command("predict", capsys, path, "--params", 1e9, "--tokens", 1e10)
@@ -148,13 +148,12 @@ def test_a_law_of_compute_gives_a_row_one_forecast_by_size_and_by_compute(tmp_pa
 
 
 def test_files_of_schema_1_say_as_much_as_they_can(tmp_path):
-    law = read_law(saved(tmp_path, measured(), "kaplan_c"))
-    old = {k: v for k, v in law.items() if k != "compute"}
-    by_points = compute_of(old)
+    law = read_law(saved(tmp_path, measured(), "kaplan_c")).flat()
+    old = {**{k: v for k, v in law.items() if k != "compute"}, "schema": 1}
     points = {k: np.array(v) for k, v in law["points"].items()}
-    np.testing.assert_allclose(by_points.flops(points["N"], points["D"]), points["C"], rtol=1e-9)
-    assert compute_of({**old, "c_definition": "6nd"}) == SIX_ND
-    untold = compute_of({**old, "points": {k: points[k] for k in "ND"}})
+    np.testing.assert_allclose(parse_law(old, "").compute.flops(points["N"], points["D"]), points["C"], rtol=1e-9)
+    assert parse_law({**old, "c_definition": "6nd"}, "").compute == SIX_ND
+    untold = parse_law({**old, "points": {k: law["points"][k] for k in "ND"}}, "").compute
     assert untold.flops(1e6, 1e8) == 6e14
     assert "fit again" in untold.words
 

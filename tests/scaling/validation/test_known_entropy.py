@@ -32,7 +32,7 @@ def known(rate: float | None, noise: float = 1e-4, **fixed: float) -> FitResult:
 
 def test_the_verdict_follows_the_interval(tmp_path):
     found = known(TRUTH["E"])
-    assert found.law["entropy_rate"] == TRUTH["E"]
+    assert found.law.data.entropy_rate == TRUTH["E"]
     sentence = verdict(found.law)
     assert sentence is not None
     assert "is 1.6900 nats per token" in sentence
@@ -42,10 +42,7 @@ def test_the_verdict_follows_the_interval(tmp_path):
     assert missed.endswith(", does not cover the truth.")
 
     shown = io.StringIO()
-    show(
-        {**found.law, "forecasts": {"scored": [], "pending": 0, "covered": 0, "changed": []}},
-        Console(file=shown, width=400),
-    )
+    show(found.law, Console(file=shown, width=400))
     assert sentence in shown.getvalue()
     page = write_report(found.law, table(grid() | {"loss": np.linspace(2, 3, 20)}), found.draws, None, tmp_path)
     assert sentence in page.read_text(encoding="utf-8")
