@@ -64,11 +64,11 @@ def has_closed_form(law: Law, compute: Compute) -> bool:
 
 def _closed_form(params: Mapping[str, float | Array], C: Array, compute: Compute) -> tuple[Array, Array]:
     alpha, beta = np.asarray(params["alpha"]), np.asarray(params["beta"])
-    with np.errstate(divide="ignore"):
-        log_G = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
     ND = compute.tokens(1.0, C)
-    N = np.exp(log_G + beta / (alpha + beta) * np.log(ND))
-    return N, compute.tokens(N, C)
+    with np.errstate(divide="ignore", over="ignore"):  # of a draw with no A or no B the limit is meant
+        log_G = (np.log(alpha * params["A"]) - np.log(beta * params["B"])) / (alpha + beta)
+        N = np.exp(log_G + beta / (alpha + beta) * np.log(ND))
+        return N, compute.tokens(N, C)
 
 
 def _search(law: Law, params: Mapping[str, float | Array], C: Array, compute: Compute) -> tuple[Array, Array]:

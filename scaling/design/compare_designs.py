@@ -20,7 +20,8 @@ from scaling.fit.bootstrap import DRAWS, LEVEL, bootstrap, residual_sigma
 from scaling.fit.estimate import fit
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.table import Table, frontier
-from scaling.validation.backtest import HeldOutPrediction, score
+from scaling.forecast.law_sections import HeldOutPrediction
+from scaling.validation.backtest import score
 
 REACH = 10.0  # times the largest fitted compute, at least, of every predicted run
 ENOUGH = 0.01  # relative error of a prediction that is called good

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from scaling.forecast.law_sections import HeldOutPrediction
 from scaling.design import compare_designs as designs
 from scaling.design.compare_designs import Outcome, cheapest, compare, split, trunk_flops
 from scaling.errors import FitError
@@ -90,7 +91,10 @@ def test_designs_are_told_apart_by_cost_and_error():
 
 def test_the_cheapest_good_design_is_named():
     def outcome(name: str, flops: float, error: float, covered: bool = True) -> Outcome:
-        scored = designs.HeldOutPrediction(1, "r", 1e5, 1e6, 2.0, 2 * (1 + error), 1.9, 2.1, error, covered)
+        scored = HeldOutPrediction(
+            row=1, run="r", N=1e5, D=1e6, loss=2.0, predicted=2 * (1 + error), low=1.9, high=2.1, error=error,
+            covered=covered,
+        )
         return Outcome(name, "chinchilla", 9, flops, (scored,))
 
     found = [outcome("wrong", 1, 0.02), outcome("lucky", 2, 0.001, covered=False), outcome("good", 3, -0.009)]
