@@ -18,9 +18,9 @@ from scaling.design.optimal_design import Candidates, DesignBasis, design
 from scaling.errors import FitError, PlanError
 from scaling.fit.bootstrap import DRAWS, LEVEL, bootstrap, residual_sigma
 from scaling.fit.estimate import fit
+from scaling.forecast.law_sections import HeldOutPrediction
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.table import Table, frontier
-from scaling.forecast.law_sections import HeldOutPrediction
 from scaling.validation.backtest import score
 
 REACH = 10.0  # times the largest fitted compute, at least, of every predicted run

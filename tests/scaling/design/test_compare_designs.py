@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scaling.forecast.law_sections import HeldOutPrediction
 from scaling.design import compare_designs as designs
 from scaling.design.compare_designs import Outcome, cheapest, compare, split, trunk_flops
 from scaling.errors import FitError
 from scaling.fit.bootstrap import bootstrap
 from scaling.fit.estimate import fit
+from scaling.forecast.law_sections import HeldOutPrediction
 from scaling.laws import LAWS
 from scaling.tables.read import read_table
 from scaling.tables.table import Table
@@ -92,7 +92,15 @@ def test_designs_are_told_apart_by_cost_and_error():
 def test_the_cheapest_good_design_is_named():
     def outcome(name: str, flops: float, error: float, covered: bool = True) -> Outcome:
         scored = HeldOutPrediction(
-            row=1, run="r", N=1e5, D=1e6, loss=2.0, predicted=2 * (1 + error), low=1.9, high=2.1, error=error,
+            row=1,
+            run="r",
+            N=1e5,
+            D=1e6,
+            loss=2.0,
+            predicted=2 * (1 + error),
+            low=1.9,
+            high=2.1,
+            error=error,
             covered=covered,
         )
         return Outcome(name, "chinchilla", 9, flops, (scored,))
