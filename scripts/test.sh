@@ -6,5 +6,5 @@ bash scripts/install.sh train,dev
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-# One test per core; runs of several ranks share a worker's core.
-OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile "$@"
+# Two workers; each takes the next file in the order of tests/conftest.py, the slowest first.
+OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n "${TEST_WORKERS:-2}" --dist loadfile --no-loadscope-reorder "$@"

@@ -24,8 +24,37 @@ ROOT = Path(__file__).parent.parent
 """The checkout, where the README's commands are typed."""
 
 
+SLOWEST_FIRST = [
+    "train/checkpoint/test_resharding.py",
+    "train/engine/test_parity.py",
+    "train/supervision/test_supervision.py",
+    "train/stability/test_spike_guard.py",
+    "scripts/test_soak.py",
+    "train/checkpoint/test_resume.py",
+    "train/engine/test_topologies.py",
+    "train/distributed/test_multinode.py",
+    "train/launch/test_scheduler.py",
+    "scripts/test_sweep.py",
+    "scaling/validation/test_coverage.py",
+    "train/cost/test_memory.py",
+    "train/checkpoint/test_export.py",
+    "scripts/test_known_entropy.py",
+    "scaling/report/test_report.py",
+    "train/launch/test_worker.py",
+    "train/engine/test_combinations.py",
+    "model/test_parametrization.py",
+    "train/sweep/test_trunk.py",
+    "train/engine/test_release.py",
+    "data/loading/test_mixture.py",
+    "train/test_parts.py",
+]
+"""Files of more than ten seconds, by their time: a worker that begins one of them at last lets the others wait."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip tests marked `gpu` where there is none."""
+    """Begin with the slowest files. Skip tests marked `gpu` where there is none."""
+    places = {ROOT / "tests" / name: place for place, name in enumerate(SLOWEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path, len(places)))
     if any("gpu" in item.keywords for item in items):
         import torch
 
