@@ -160,7 +160,7 @@ def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_th
 def test_impossible_thresholds_are_named() -> None:
     with pytest.raises(ConfigError) as caught:
         build(SpikeConfig, {"patience": 0, "loss_z": -1.0}, "run.yaml")
-    assert [problem.key for problem in caught.value.problems] == ["patience", "loss_z"]
+    assert {problem.key for problem in caught.value.problems} == {"patience", "loss_z"}
 
 
 def test_targets_on_curves_that_nobody_tuned_on() -> None:
