@@ -88,7 +88,9 @@ def next_token_loss(states: tuple[Tensor, Tensor], targets_BT: Tensor, compiled:
         A scalar in fp32.
     """
     x_BTD, weight_VD = states
-    return _ChunkedCrossEntropy.apply(x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), compiled)
+    arguments = (x_BTD.flatten(0, 1), weight_VD, targets_BT.flatten(), compiled)
+    loss: Tensor = _ChunkedCrossEntropy.apply(*arguments)  # type: ignore[no-untyped-call]
+    return loss
 
 
 @torch.no_grad()
@@ -103,6 +105,6 @@ def sequence_losses(states: tuple[Tensor, Tensor], targets_BT: Tensor, compiled:
     counted_N1 = targets_N1 != IGNORE
     softmax = _compiled_softmax() if compiled else _softmax
     chunk = _chunk_length(x_ND, weight_VD)
-    pieces = zip(x_ND.split(chunk), targets_N1.where(counted_N1, 0).split(chunk), strict=True)
+    pieces = zip(torch.split(x_ND, chunk), torch.split(targets_N1.where(counted_N1, 0), chunk), strict=True)
     log_p_N1 = torch.cat([softmax(F.linear(x, weight_VD), targets)[0] for x, targets in pieces])
     return -(log_p_N1 * counted_N1).view_as(targets_BT).mean(1, dtype=torch.float64)

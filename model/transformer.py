@@ -45,7 +45,7 @@ class Linear(nn.Linear):
         """Leave the memory as it is."""
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def rotary_table(length: int, width: int, theta: float, device: torch.device) -> Tensor:
     """Cosines and sines of the rotary angles, (2, length, width/2) in fp32 whatever the model's precision.
 
@@ -100,7 +100,8 @@ class Attention(nn.Module):
         if self.theta is not None:
             q, k = rotate(q, self.theta), rotate(k, self.theta)
         mixed_BHTK = causal_attention(q, k, v, self.scale)
-        return self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, -1))
+        out_BTD: Tensor = self.out(mixed_BHTK.transpose(1, 2).reshape(B, T, -1))
+        return out_BTD
 
 
 class MLP(nn.Module):
@@ -117,8 +118,11 @@ class MLP(nn.Module):
         hidden = self.up(x_BTD)
         if self.gated:
             gate, value = hidden.chunk(2, dim=-1)
-            return self.down(F.silu(gate) * value)
-        return self.down(F.gelu(hidden, approximate="tanh"))
+            active = F.silu(gate) * value
+        else:
+            active = F.gelu(hidden, approximate="tanh")
+        out_BTD: Tensor = self.down(active)
+        return out_BTD
 
 
 class Embedding(nn.Module):

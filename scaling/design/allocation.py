@@ -279,7 +279,7 @@ class IsoFlopProfile:
 
     def at(self, N: Array) -> Array:
         """The profile's loss at sizes N, nats per token."""
-        return np.exp(np.polyval(self.coefficients, np.log(N) - self.centre))
+        return np.asarray(np.exp(np.polyval(self.coefficients, np.log(N) - self.centre)))
 
     @property
     def minimum(self) -> float | None:

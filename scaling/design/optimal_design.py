@@ -115,11 +115,12 @@ def _balanced(
     def crossing(log_other: Array) -> Array:
         """Where the surplus changes sign on a grid (points,), for every draw."""
         values = sign * surplus(np.exp(log_other))
-        after = np.clip((values >= 0).argmax(axis=1), 1, len(log_other) - 1)
+        reached = values >= 0
+        after = np.where(reached.any(axis=1), np.maximum(reached.argmax(axis=1), 1), len(log_other) - 1)
         left, right = (np.take_along_axis(values, i[:, None], axis=1)[:, 0] for i in (after - 1, after))
         with np.errstate(all="ignore"):
             share = np.nan_to_num(left / (left - right), nan=0.5)
-        return log_other[after - 1] + np.clip(share, 0, 1) * (log_other[after] - log_other[after - 1])
+        return np.asarray(log_other[after - 1] + np.clip(share, 0, 1) * (log_other[after] - log_other[after - 1]))
 
     found = crossing(np.linspace(0, 120, steps))
     if len(found) == 1:
@@ -279,4 +280,5 @@ def sensible(candidates: Candidates, N: Array, D: Array, tolerance: float = 0.02
     known_N, known_D = np.log(N), np.log(D)
     near = np.maximum(np.abs(asked_N[:, None] - known_N), np.abs(asked_D[:, None] - known_D)) < tolerance
     ratio, known = asked_D - asked_N, known_D - known_N
-    return ~near.any(axis=1) & (ratio >= known.min() - np.log(REACH)) & (ratio <= known.max() + np.log(REACH))
+    low, high = known.min() - np.log(REACH), known.max() + np.log(REACH)
+    return np.asarray(~near.any(axis=1) & (ratio >= low) & (ratio <= high))

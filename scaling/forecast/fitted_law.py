@@ -118,7 +118,7 @@ class FittedLaw:
 
         def least(params: Mapping[str, float | Array]) -> Array:
             values = self.declared.evaluate(params, flat)
-            return values.reshape(*values.shape[:-1], *columns["N"].shape).min(axis=-2)
+            return np.asarray(values.reshape(*values.shape[:-1], *columns["N"].shape).min(axis=-2))
 
         middle = least(self.law.fit.params)
         if not self.thinned:

@@ -68,7 +68,7 @@ class Law:
 
     def centre(self, features: Array) -> Array:
         """The point (v,) about which a fit to ``features`` (v, n) is expressed: their mean."""
-        centre = features.mean(axis=1)
+        centre: Array = features.mean(axis=1)
         for variable, other in self.shares_centre.items():
             centre[self.variables.index(variable)] = centre[self.variables.index(other)]
         return centre
@@ -88,7 +88,7 @@ class Law:
             theta = self.encode(values.reshape(-1, len(self.parameters)), origin)
             prediction, _ = self.model(theta, features.reshape(len(self.variables), -1))
         if values.ndim == 1:
-            return prediction[0].reshape(features.shape[1:])
+            return np.asarray(prediction[0].reshape(features.shape[1:]))
         return prediction
 
 

@@ -120,7 +120,7 @@ class Scale:
         """The values that get a curve and a line in the legend: all if they are few, else evenly spread ones."""
         if len(self.values) <= most:
             return self.values
-        return np.quantile(self.values, np.linspace(0.02, 0.98, min(most, 5)), method="nearest")
+        return np.asarray(np.quantile(self.values, np.linspace(0.02, 0.98, min(most, 5)), method="nearest"))
 
     def key(self, drawn: Figure, axes: Sequence[Axes]) -> None:
         """A legend of the values where they are few, a colour bar where they are many."""

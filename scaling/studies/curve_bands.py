@@ -97,7 +97,7 @@ def _backtest(sizes: Array, losses: Array) -> Array:
         return np.zeros(losses.shape[1])
     pairs = zip(sizes[largest], losses[largest], strict=True)
     errors = [loss - _predict(sizes[~largest], losses[~largest], size[None])[0] for size, loss in pairs]
-    return np.sqrt((np.array(errors) ** 2).mean(axis=0))
+    return np.asarray(np.sqrt((np.array(errors) ** 2).mean(axis=0)))
 
 
 def _expand(points: Array, about: Array) -> Array:

@@ -102,7 +102,7 @@ class Compute:
             middle = (low + high) / 2
             below = self.per_token(np.exp(middle)) < wanted
             low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return np.exp((low + high) / 2)
+        return np.asarray(np.exp((low + high) / 2))
 
     def beyond(self, N: Array | float | Sequence[float]) -> bool:
         """Whether any N lies beyond the fitted sizes, so that its FLOPs per token are carried on from the nearest."""
