@@ -30,13 +30,13 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.cli import Parser, make_console, parse_count, run_command
+from configs.formatting import count, flops, significant
 from data.files import write_text
 from scaling.design.optimal_design import Best, Candidates, Design, DesignBasis, best_for, design, grid, sensible
 from scaling.design.sweep_file import Setting, Shape, candidates, read_setting, shapes, sweep_yaml
 from scaling.errors import PlanError
 from scaling.forecast.forecast import forecast
 from scaling.forecast.law_file import LawFile, read_draws, read_law
-from scaling.formatting import count, flops, significant
 from scaling.laws import Array
 from scaling.tables.cells import MAX_VALUE
 from scaling.tables.compute import Compute

@@ -19,10 +19,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from configs.cli import Parser, parse_count, run_command
+from configs.formatting import nats
 from scaling.forecast.forecast import Forecast, forecast, task_score
 from scaling.forecast.law_file import LawFile, read_law
 from scaling.forecast.preregistration import register
-from scaling.formatting import nats
 
 
 def make_parser() -> Parser:

@@ -18,7 +18,7 @@ train.checkpoint  train.telemetry  train.engine  train.supervision  train.stabil
 train.config  train.exit_codes  train
 evaluation
 scaling  scaling.report  scaling.study  scaling.design  scaling.validation  scaling.forecast  scaling.fit
-scaling.studies  scaling.tables  scaling.laws  scaling.formatting  scaling.errors
+scaling.studies  scaling.tables  scaling.laws  scaling.errors
 data.loading  data.corpus  data.config  data.hashing  data
 model
 configs

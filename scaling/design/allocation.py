@@ -23,9 +23,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from configs.formatting import count, flops
 from scaling.fit.bootstrap import cluster_index
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.formatting import count, flops
 from scaling.laws import Array, Law
 from scaling.tables.compute import Compute
 from scaling.tables.table import Table

@@ -5,8 +5,8 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table as Grid
 
+from configs.formatting import nats
 from scaling.forecast.law_file import LawFile
-from scaling.formatting import nats
 from scaling.validation.known_entropy import verdict
 
 

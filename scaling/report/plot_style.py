@@ -19,7 +19,7 @@ from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from scaling.formatting import count, flops
+from configs.formatting import count, flops
 from scaling.laws import Array
 
 DPI = 144

@@ -8,9 +8,9 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs.formatting import flops
 from scaling.design.allocation import Approach, IsoFlopProfile
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.formatting import flops
 from scaling.report.plot_style import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
 
 COLOURS = {"envelope": SECOND, "isoflop": THIRD, "parametric": LAW}

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from configs.formatting import count, flops, symbol
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import LawFile
 from scaling.forecast.law_sections import BacktestWindow, HeldOutPrediction, ProfileSummary, Sensitivity
-from scaling.formatting import count, flops, symbol
 from scaling.laws import Array
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from configs.formatting import count
 from scaling.errors import MixingError
-from scaling.formatting import count
 from scaling.report.plot_style import HELD_OUT, LAW, MUTED, Scale, figure
 from scaling.studies.data_mixing import MixtureForecast, Mixtures, fit_mixing
 

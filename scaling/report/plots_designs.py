@@ -5,8 +5,8 @@ from __future__ import annotations
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from configs.formatting import flops
 from scaling.design.compare_designs import ENOUGH, Outcome
-from scaling.formatting import flops
 from scaling.report.plot_style import GRID, HELD_OUT, INK, MUTED, figure
 
 MAX_PERCENT = 10.0  # per cent beyond which an interval is cut off

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from configs.formatting import count, symbol
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.formatting import count, symbol
 from scaling.laws import LAWS, Array
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
 from scaling.tables.curves import Curve, binned

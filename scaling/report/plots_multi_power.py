@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from scaling.formatting import count
+from configs.formatting import count
 from scaling.report.plot_style import HELD_OUT, LAW, MUTED, figure
 from scaling.studies.multi_power import CurveLaw, LossCurve, score
 

@@ -12,11 +12,11 @@ from pathlib import Path
 import jinja2
 import numpy as np
 
+from configs.formatting import count, flops, formula, significant, symbol
 from data.files import write_bytes, write_text
 from scaling.design.allocation import measured_exponents
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import LawFile
-from scaling.formatting import count, flops, formula, significant, symbol
 from scaling.laws import Array
 from scaling.report.page import ReportSource, pluralise
 from scaling.report.plot_style import Scale

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from configs.formatting import count, flops, formula, nats, percent, quantity, significant, symbol
 from scaling.errors import CurveError
 from scaling.forecast.law_sections import HeldOutPrediction, ScoredForecast
-from scaling.formatting import count, flops, formula, nats, percent, quantity, significant, symbol
 from scaling.report import plots_checks
 from scaling.report import plots_multi_power as plots_curves
 from scaling.report.page import Grid, ReportSource, Section, picture, pluralise

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from configs.formatting import count, flops, formula, percent, significant, symbol
 from scaling.design.allocation import (
     Approach,
     Trace,
@@ -19,7 +20,6 @@ from scaling.design.allocation import (
 )
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_sections import CompanionFit, HeldOutPrediction
-from scaling.formatting import count, flops, formula, percent, significant, symbol
 from scaling.laws import Array
 from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
 from scaling.report.page import Grid, ReportSource, Section, picture, pluralise

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from configs.formatting import count
 from scaling.fit.bootstrap import Bootstrap
 from scaling.fit.estimate import Fit
 from scaling.fit.weights import replicate_sigma
 from scaling.forecast.law_sections import Diagnostic
-from scaling.formatting import count
 from scaling.tables.table import Table
 from scaling.validation.lr_scans import Tuned, high_sizes, scans
 

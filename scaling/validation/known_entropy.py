@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from configs.formatting import nats, percent
 from scaling.forecast.law_file import LawFile
-from scaling.formatting import nats, percent
 from scaling.tables.table import Table
 
 

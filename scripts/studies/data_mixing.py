@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.table import Table
 
 from configs.cli import Parser, make_console, numbers, parse_count, run_command
+from configs.formatting import count, percent
 from data.files import write_bytes, write_json
 from scaling.errors import MixingError
 from scaling.forecast.law_file import to_jsonable
-from scaling.formatting import count, percent
 from scaling.report.plot_style import png
 from scaling.report.plots_data_mixing import mixing
 from scaling.studies.data_mixing import (

@@ -20,12 +20,12 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.cli import Parser, make_console, numbers, run_command
+from configs.formatting import flops, percent
 from data.files import require_writable, write_bytes, write_json
 from scaling.design.compare_designs import ENOUGH, REACH, Outcome, cheapest, compare, split
 from scaling.errors import FitError
 from scaling.fit.bootstrap import DRAWS, LEVEL
 from scaling.forecast.law_file import to_jsonable
-from scaling.formatting import flops, percent
 from scaling.tables.compute import C_DEFINITIONS
 from scaling.tables.read import read_table
 from scaling.tables.table import N_DEFINITIONS

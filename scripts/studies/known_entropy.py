@@ -24,10 +24,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.cli import Parser, make_console, run_command
+from configs.formatting import count
 from data.corpus.grammar import Grammar, exponent_of_speller, make_grammar
 from data.files import require_writable, write_bytes
 from scaling.errors import TableError
-from scaling.formatting import count
 from scaling.report.plot_style import LAW, SECOND, Scale, figure, log_axis, png, span
 from scaling.tables.read import read_table
 from scaling.tables.table import Table

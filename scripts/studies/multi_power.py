@@ -23,10 +23,10 @@ from rich.console import Console
 from rich.table import Table as Grid
 
 from configs.cli import Parser, make_console, run_command
+from configs.formatting import significant, symbol
 from data.files import write_bytes, write_json
 from scaling.errors import CurveError
 from scaling.forecast.law_file import to_jsonable
-from scaling.formatting import significant, symbol
 from scaling.report.plot_style import png
 from scaling.report.plots_multi_power import predictions
 from scaling.studies.multi_power import UNITS, CurveLaw, Score, fit_curves, read_curve, score

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs.cli import DESCRIPTIONS, OF_EVERY_COMMAND, Parser, Status, numbers, parse_count, run_command
+from configs.formatting import count
 from configs.reader import UserError
-from scaling.formatting import count
 from tests.conftest import ROOT
 
 COMMANDS = {

@@ -13,10 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from configs.cli import make_table
+from configs.formatting import duration, short_count
 from model.counts import count_parameters
-from train.launch.plan import Plan, duration
+from train.launch.plan import Plan
 from train.launch.run_state import RunState
-from train.sweep.expand import short_count
 from train.sweep.run import Run
 
 _STYLES = {"complete": "green", "running": "cyan", "resumable": "yellow", "failed": "bold red", "pending": "dim"}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from configs.cli import make_table
+from configs.formatting import duration, short_count
 from configs.metrics_rows import METRICS, read_rows
 from configs.run_record import complete_record
 from model.counts import count_parameters
@@ -16,7 +17,6 @@ from train.cost.gpus import GIB, USABLE, local_gpu_memory
 from train.cost.memory import peak_memory
 from train.launch.devices import Devices, Pool, Slot
 from train.launch.events import read_events
-from train.sweep.expand import short_count
 from train.sweep.hparam_rules import Derived
 from train.sweep.run import Run, Sweep
 
@@ -271,13 +271,3 @@ def _memory_line(plan: Plan) -> str:
     way_out = "lower train.micro_batch_size" + (" or runs_per_gpu" if share > 1 else "")
     too_large = ", ".join(name for name, peak in peaks.items() if peak > USABLE * have)
     return f"{line}\nwarning    GPUs of {have / GIB:.0f} GiB are too small for {too_large}: {way_out}"
-
-
-def duration(seconds: float) -> str:
-    """Write a duration for people: 45s, 12m, 3.4h, 2.5d."""
-    if not math.isfinite(seconds):
-        return "?"
-    for size, unit in ((86_400, "d"), (3600, "h")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f}{unit}"
-    return f"{seconds / 60:.0f}m" if seconds >= 120 else f"{seconds:.0f}s"

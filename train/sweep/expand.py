@@ -6,7 +6,6 @@ over the run file `base`; the command line is laid over all of them.
 
 import difflib
 import itertools
-import math
 import os
 import re
 from collections import Counter
@@ -15,6 +14,7 @@ from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from configs.formatting import short_count
 from configs.keys import dotted_keys, flat_items, flatten, nest
 from configs.reader import ConfigError, Problem, Tree, build, check, merge, parse_overrides, read_tree
 from configs.renamed import first_name, first_value
@@ -286,13 +286,6 @@ def _budget_word(run: RunConfig, wanted: Mapping[str, Any]) -> str:
     if wanted.get("flops") is not None:
         return f"{wanted['flops']:.4g}flop".replace("+", "")
     return f"{short_count(wanted.get('train.tokens') or run.tokens)}tok"
-
-
-def short_count(count: float) -> str:
-    """Write a count to four digits: 1_000_000 as 1.0M, 131_072 as 131.1k."""
-    exponent = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
-    digits = f"{count / 1000**exponent:.4g}"
-    return (digits if "." in digits or len(digits) > 1 or not exponent else f"{digits}.0") + " kMBT"[exponent].strip()
 
 
 def _short_key(key: str) -> str:

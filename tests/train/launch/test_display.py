@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from configs.formatting import duration
 from configs.run_record import parse_record
 from train.config import load_run
 from train.launch.devices import Devices
 from train.launch.display import SweepProgress, result_table, seconds_left, show_table, status_table
-from train.launch.plan import Plan, duration
+from train.launch.plan import Plan
 from train.launch.run_state import RunState, last_row, read_state
 from train.sweep.config import SweepConfig
 from train.sweep.run import Run, Sweep

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from configs.formatting import short_count
 from configs.reader import ConfigError, dump_yaml
 from model.counts import count_parameters
-from train.sweep.expand import load_sweep, short_count
+from train.sweep.expand import load_sweep
 from train.sweep.run import Sweep
 
 BASE = """\

@@ -20,6 +20,13 @@ def count(value: float, digits: int = 3) -> str:
     return significant(value, digits)
 
 
+def short_count(count: float) -> str:
+    """Write a count to four digits: 1_000_000 as 1.0M, 131_072 as 131.1k."""
+    exponent = min(max(int(math.log10(max(count, 1)) // 3), 0), 4)
+    digits = f"{count / 1000**exponent:.4g}"
+    return (digits if "." in digits or len(digits) > 1 or not exponent else f"{digits}.0") + " kMBT"[exponent].strip()
+
+
 def flops(value: float, digits: int = 3) -> str:
     """FLOPs as 1.2e21."""
     if not math.isfinite(value) or value <= 0:
@@ -32,7 +39,7 @@ def flops(value: float, digits: int = 3) -> str:
 
 
 def significant(value: float | None, digits: int = 4) -> str:
-    """``digits`` significant figures, without an exponent where that stays short."""
+    """`digits` significant figures, without an exponent where that stays short."""
     if value is None or not math.isfinite(value):
         return "–"
     if value == 0:
@@ -52,6 +59,16 @@ def nats(value: float) -> str:
 def percent(value: float, digits: int = 2) -> str:
     """A ratio as a signed percentage."""
     return f"{100 * value:+.{digits}f} %".replace("-", "−")
+
+
+def duration(seconds: float) -> str:
+    """Write a duration for people: 45s, 12m, 3.4h, 2.5d."""
+    if not math.isfinite(seconds):
+        return "?"
+    for size, unit in ((86_400, "d"), (3600, "h")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f}{unit}"
+    return f"{seconds / 60:.0f}m" if seconds >= 120 else f"{seconds:.0f}s"
 
 
 def quantity(name: str, value: float) -> str:
