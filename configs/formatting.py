@@ -1,7 +1,5 @@
 """Numbers as people read them: 7B parameters, 1.2e21 FLOPs, 3.142 nats."""
 
-from __future__ import annotations
-
 import math
 import re
 

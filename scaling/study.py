@@ -1,7 +1,5 @@
 """One study of one table: fit, intervals, backtest, and everything that law.json says about them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version

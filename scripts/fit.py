@@ -12,8 +12,6 @@ beside the runs. The law is fitted to every row; the held-out rows are predicted
 a second fit that has not seen them.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

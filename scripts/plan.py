@@ -14,8 +14,6 @@ may be spent on other runs to know it better; with --like, the runs are real mod
 --write makes a sweep file of them for scripts/sweep.py.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -10,8 +10,6 @@ as the law was fitted to it: exact or 6ND. The interval is that of a new measure
 and the noise between runs. It does not know whether the law still holds out there.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

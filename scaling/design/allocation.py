@@ -15,8 +15,6 @@ The first two see no formula, only runs; each ends in a power law N_opt ∝ C^a.
 law, the schedule of the curves or the range of the sizes is at fault, and the report says so.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 

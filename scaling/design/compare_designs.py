@@ -5,8 +5,6 @@ ratio of tokens to parameters, IsoFLOP profiles, Kaplan's two series. Each subse
 same runs, which no design may contain, so that designs are compared on the same losses at no further training.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace

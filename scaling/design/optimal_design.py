@@ -10,8 +10,6 @@ which is the update of the Fisher information by one run (Chaloner & Verdinelli 
 review, section 2; c-optimality with the target's gradient as c). Runs are chosen one after another.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -204,7 +202,7 @@ class DesignBasis:
     scale: str
 
     @classmethod
-    def of(cls, law: LawFile, draws: Mapping[str, Array]) -> DesignBasis:
+    def of(cls, law: LawFile, draws: Mapping[str, Array]) -> "DesignBasis":
         """That of a law.json."""
         return cls(law.declared, law.fit.params, draws, law.fit.residual_sigma, law.fit.loss.scale)
 

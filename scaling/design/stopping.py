@@ -6,8 +6,6 @@ So a rule waits for `MIN_RUNS`, and asks the clustered bootstrap, whose scale ha
 that there are.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

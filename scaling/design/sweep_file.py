@@ -1,7 +1,5 @@
 """Proposed runs as a sweep file that scripts/sweep.py runs: real model shapes with exact counts."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass

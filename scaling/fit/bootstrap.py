@@ -5,8 +5,6 @@ unless asked otherwise: intervals that treat their rows as independent have been
 are refits of the whole law, batched.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 

@@ -11,8 +11,6 @@ descends; for λ -> 0 it is the Newton step on the points in the quadratic zone,
 problem. Bounds are kept by projection.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal

@@ -1,7 +1,5 @@
 """Which rows to hold out, by compute, when a law is asked to predict larger runs from smaller ones."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

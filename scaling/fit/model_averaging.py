@@ -4,8 +4,6 @@ Each law is weighted by how well it predicts the larger runs of the table from t
 hand, rather than by how well it fits. The spread between laws joins the interval.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The profile of one parameter: how far the objective rises when it is held away from its best value."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Weights from what is known about the noise: replicate seeds and the standard error of each evaluation."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A fitted law as something to draw: its value and its band at any N and D, and the best of it at any budget."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property

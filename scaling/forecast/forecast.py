@@ -1,7 +1,5 @@
 """Predict a model that nobody has trained, from a law.json and the draws beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Sections in code; one flat object in the file, where every key keeps its name, b
 Files appear whole or not at all. Numbers are written in full precision; infinities and not-a-numbers as null.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json

@@ -3,8 +3,6 @@
 A `Number` may be infinite or not a number, which JSON has no word for: it is written as null and read as nan.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Forecasts written down before the run: stamped with a hash, scored when the run lands."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterable, Mapping

@@ -4,8 +4,6 @@ Chinchilla's and its variants, Kaplan's, repeated data, and loss to task score. 
 fields and the shapes mean. Imports nothing but `scaling.errors`.
 """
 
-from __future__ import annotations
-
 from scaling.laws.chinchilla import CHINCHILLA, CHINCHILLA_TIED, COUPLED
 from scaling.laws.data_constrained import DATA_CONSTRAINED
 from scaling.laws.kaplan import KAPLAN_C, KAPLAN_D, KAPLAN_N, KAPLAN_ND, KAPLAN_NS

@@ -1,7 +1,5 @@
 """Chinchilla's law of Hoffmann et al. 2022, with equal exponents, and coupled to Kaplan's."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from scaling.laws.law import AMPLITUDE, EXPONENT, NONNEGATIVE, Array, Law

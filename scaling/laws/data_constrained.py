@@ -1,7 +1,5 @@
 """The law of repeated data, Muennighoff et al. 2023, arXiv:2305.16264."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from scaling.laws.law import AMPLITUDE, EXPONENT, NONNEGATIVE, Array, Law, combinations

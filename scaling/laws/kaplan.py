@@ -1,7 +1,5 @@
 """The laws of Kaplan et al. 2020, arXiv:2001.08361: of size, data or compute alone, and of two of them."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from scaling.laws.law import AMPLITUDE, EXPONENT, Array, Law, combinations

@@ -10,8 +10,6 @@ Shapes: B candidate parameter sets, p parameters, v variables, n points. ``theta
 the centred natural logarithms of the variables (or the variables themselves where ``logarithmic`` is false).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 

@@ -3,8 +3,6 @@
 See scaling/laws/law.py for the shapes, and for why a law is fitted in coordinates.
 """
 
-from __future__ import annotations
-
 import numpy as np
 
 from scaling.laws.law import Array, combinations

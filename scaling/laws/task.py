@@ -1,7 +1,5 @@
 """From loss to the score of a task, the second step of Bhagia et al. 2024, arXiv:2412.04403."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from scaling.laws.law import Array, Law, combinations

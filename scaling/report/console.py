@@ -1,7 +1,5 @@
 """What fit.py prints: coefficients, held-out predictions, checks, exclusions and warnings."""
 
-from __future__ import annotations
-
 from rich.console import Console
 from rich.table import Table as Grid
 

@@ -1,7 +1,5 @@
 """What a report page is made of: sections with sentences, pictures and tables."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field

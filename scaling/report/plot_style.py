@@ -3,8 +3,6 @@
 Matplotlib's global state is left alone: figures are made without pyplot, under a style that applies to them only.
 """
 
-from __future__ import annotations
-
 import io
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Pictures of how to spend compute: best N and D against budgets, and the IsoFLOP profiles behind them."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import matplotlib

@@ -1,7 +1,5 @@
 """Pictures of how far to believe a law: held-out predictions, residuals, profile of E, backtests, sensitivity."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

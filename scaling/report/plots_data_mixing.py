@@ -1,7 +1,5 @@
 """The picture of a mixing law of two components."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

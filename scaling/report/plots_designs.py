@@ -1,7 +1,5 @@
 """The picture of designs: what each cost, and where it put the runs that it had to predict."""
 
-from __future__ import annotations
-
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 

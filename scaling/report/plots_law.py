@@ -1,7 +1,5 @@
 """Pictures of a law and of what it was fitted to: training curves, slices against N, D and C, extrapolation."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """The picture of a transfer of learning rates over sizes, that of Yang et al. 2022 (arXiv 2203.03466), figure 1."""
 
-from __future__ import annotations
-
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure

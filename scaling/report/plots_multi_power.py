@@ -1,7 +1,5 @@
 """Picture of the multi-power law: every curve as measured and as predicted, with its learning rate."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

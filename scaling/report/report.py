@@ -4,8 +4,6 @@ The page is self-contained: pictures are data URIs, nothing is loaded from anywh
 as PNG files. A section is there when law.json has what it needs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The sections of a report that test a law: backtests, profile of E, sensitivity, other laws, forecasts, curves."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from configs.formatting import count, flops, formula, nats, percent, quantity, significant, symbol

@@ -1,7 +1,5 @@
 """The sections of a report, each made from law.json, the table and the draws, or left out where they lack it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from itertools import zip_longest
 from typing import Any

@@ -7,8 +7,6 @@ less: the ladder may hold any sizes and budgets.) The interval of its prediction
 inside; a wrong learning rate, broken data or a frozen layer shows long before the end.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

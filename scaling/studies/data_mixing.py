@@ -9,8 +9,6 @@ paper, by a law in size for each mixture, here L(N) = E_r + A_r / N^α with one 
 law is fitted to what those predict. All losses are in nats per token.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +36,7 @@ class Mixtures:
     shares: Array
     losses: Array
 
-    def select(self, keep: NDArray[np.bool_]) -> Mixtures:
+    def select(self, keep: NDArray[np.bool_]) -> "Mixtures":
         """The runs where ``keep`` (n,) is true."""
         runs = tuple(run for run, kept in zip(self.runs, keep, strict=True) if kept)
         return Mixtures(self.names, runs, self.N[keep], self.shares[keep], self.losses[keep])

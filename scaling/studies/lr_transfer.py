@@ -4,8 +4,6 @@ The question is that of Yang et al. 2022 (arXiv 2203.03466), figure 1, and Dey e
 Losses are in nats per token.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path

@@ -11,8 +11,6 @@ mid-schedule loss annealed, before it is run.
 The learning rate is integrated between logged steps by the trapezoid rule, so steps may be logged coarsely.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

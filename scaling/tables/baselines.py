@@ -1,7 +1,5 @@
 """Losses of other models on the tokens that the runs were evaluated on: reference lines for a report."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """What a table may hold: its columns, what is a number in a cell, and which rows must not be fitted."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

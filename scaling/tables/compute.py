@@ -6,8 +6,6 @@ output projection included: C/D depends on the shape of the model, so it is know
 between them, and beyond them C/(ND) is kept at that of the nearest size.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -47,7 +45,7 @@ class Compute:
             yield "sizes", "must rise"
 
     @classmethod
-    def of_rows(cls, definition: Definition, N: Array, D: Array, C: Array) -> Compute:
+    def of_rows(cls, definition: Definition, N: Array, D: Array, C: Array) -> "Compute":
         """The compute of measured rows (n,). A column C that holds 6ND to rounding is 6ND.
 
         Where rows of one N differ in C/D, as after a change of sequence length, that N has their geometric mean.

@@ -1,7 +1,5 @@
 """Training curves as the trainer logged them: RUNS_DIR/*/metrics.jsonl."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """A CSV, JSON lines or Parquet file as a table, checked cell by cell."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

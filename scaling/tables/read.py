@@ -5,8 +5,6 @@ allowed to hold runs that are unfinished or spoilt; those are left out and liste
 left out silently.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """A runs directory as a table: RUNS_DIR/*/record.json, without the runs that are unfinished or spoilt."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """A table of (N, D, loss): one measurement a row, with its columns, runs and what was left out of it."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,7 +61,7 @@ class Table:
         """How C follows from N and D in these rows."""
         return Compute.of_rows(self.c_definition, *(self.columns[k] for k in "NDC"))
 
-    def select(self, keep: NDArray[np.bool_]) -> Table:
+    def select(self, keep: NDArray[np.bool_]) -> "Table":
         """The rows where ``keep`` (n,) is true."""
         return replace(
             self,
@@ -73,11 +71,11 @@ class Table:
             rows=self.rows[keep],
         )
 
-    def with_columns(self, columns: dict[str, Array]) -> Table:
+    def with_columns(self, columns: dict[str, Array]) -> "Table":
         """The same rows with other columns."""
         return replace(self, columns=columns)
 
-    def redefine(self, n: NDefinition = "total", c: Definition = "exact") -> Table:
+    def redefine(self, n: NDefinition = "total", c: Definition = "exact") -> "Table":
         """The same rows with another count of parameters N and of compute C.
 
         ``n``: total; non-embedding; with-head (non-embedding plus the output projection). ``c``: exact, the column C;

@@ -1,7 +1,5 @@
 """Leave the largest runs out of a fit, predict them with an interval, and only then look at what they measured."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Does a 90 % interval cover 90 times in 100? Simulated studies with a known truth answer it for any design."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 

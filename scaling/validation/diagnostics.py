@@ -1,7 +1,5 @@
 """Reasons to doubt a fit, found before and after it: each a named warning with what to do about it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import numpy as np

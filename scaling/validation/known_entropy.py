@@ -1,7 +1,5 @@
 """The fitted E beside the true one, for a language whose entropy rate is known (data/corpus/grammar.py)."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from configs.formatting import nats, percent

@@ -4,8 +4,6 @@ A law of the best reachable loss is bent by sizes that are further from their be
 al. 2024, arXiv 2406.19146). A scan is several learning rates for the same N and D.
 """
 
-from __future__ import annotations
-
 from dataclasses import asdict, dataclass
 
 import numpy as np

@@ -4,8 +4,6 @@ Objective and its delta, outliers in or out, what N counts, what C counts, and t
 each other; the result is the spread of every parameter and of a prediction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import product
 from typing import Any

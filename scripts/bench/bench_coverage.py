@@ -8,8 +8,6 @@ variance. The noise is 1 % of the loss. `mean` is the noiseless loss of a model 
 averaging, windows and sensitivity are for.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -14,8 +14,6 @@ Prints seconds for the point fit and for the bootstrap (BFGS timed on a few draw
 ratios, and how near each came to the best objective. Own timings are the best of several, BFGS runs once.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 import time

@@ -13,8 +13,6 @@ changed step to the first alarm. A recorded curve is taken as clean: give only r
 laid over the recorded curves, whose noise nobody chose.
 """
 
-from __future__ import annotations
-
 import argparse
 import glob
 import sys

@@ -8,8 +8,6 @@ with. Losses are in nats per token.
     python scripts/study.py data_mixing runs/mixture --target prose=1 --params 363264
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

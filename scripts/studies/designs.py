@@ -8,8 +8,6 @@ configs/sweeps/studies/known_entropy.yaml does. Designs are subsets of the facto
 scaling/design/compare_designs.py says what they are.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

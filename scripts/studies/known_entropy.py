@@ -8,8 +8,6 @@ every exponent between two neighbouring sizes stands the prediction for a spelle
 the most frequent words and nothing else, at the same L - E. It has no free constant.
 """
 
-from __future__ import annotations
-
 import argparse
 import itertools
 import math

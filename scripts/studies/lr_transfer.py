@@ -7,8 +7,6 @@ RUNS_DIR holds finished runs that differ in parametrization, width (or with --si
 seed alone. Prints a table and writes RUNS_DIR/lr_transfer.png. Losses are in nats per token.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

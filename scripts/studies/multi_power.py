@@ -9,8 +9,6 @@ used; their losses are what the prediction is scored against. Writes curves.json
 the multi-power law of Luo et al. 2025 (arXiv:2503.12811).
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

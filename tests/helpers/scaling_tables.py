@@ -1,7 +1,5 @@
 """Tables with a known truth, shared by the tests of the fitter."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

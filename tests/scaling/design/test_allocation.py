@@ -1,7 +1,5 @@
 """Best N and D at a budget: the closed form against a search, and each approach on tables whose answer is known."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar

@@ -1,7 +1,5 @@
 """Plans: the best model for a budget, and runs that narrow a forecast, against closed forms and Fisher information."""
 
-from __future__ import annotations
-
 import json
 import runpy
 import subprocess

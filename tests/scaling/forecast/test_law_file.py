@@ -1,7 +1,5 @@
 """law.json as a contract: what is written is read back, and a damaged file ends in one sentence that names the key."""
 
-from __future__ import annotations
-
 import copy
 import io
 import json

@@ -1,7 +1,5 @@
 """The report: every section from real data, nothing loaded from outside, hostile names harmless."""
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Bands: a ladder of simulated curves, whose course is known."""
 
-from __future__ import annotations
-
 import json
 import os
 import runpy

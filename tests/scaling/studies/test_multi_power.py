@@ -1,7 +1,5 @@
 """The multi-power law: gradient, recovery of known parameters, and published curves under schedules not fitted."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import runpy

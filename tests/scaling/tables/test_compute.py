@@ -1,7 +1,5 @@
 """One meaning of compute: rows keep their own C, and N, D and C follow from each other as in the fit."""
 
-from __future__ import annotations
-
 import ast
 import json
 import runpy
