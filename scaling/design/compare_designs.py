@@ -56,6 +56,11 @@ class Outcome:
 # ------------------------------------------------------------------------------------------- subsets
 
 
+def price(table: Table) -> Array:
+    """FLOPs (n,) that each row costs: exact where the table knows them, whatever C the law is fitted to."""
+    return table.columns.get("C_exact", table.columns["C"])
+
+
 def factorial(table: Table, share: float = 1.0) -> Mask:
     """Rows (n,) of at most ``share`` of the largest compute."""
     C = table.columns["C"]
@@ -117,7 +122,7 @@ def next_best(table: Table, target: Mapping[str, float], law: Law, fixed: Mappin
     What may be spent in all is a quarter of the factorial's FLOPs; every choice is by a fit to the runs bought so far.
     Raises FitError where no number of runs can be fitted.
     """
-    C = table.columns["C"]
+    C = price(table)
     bought = np.zeros(len(table), dtype=bool)
     fitted = None
     for i in np.argsort(C, kind="stable"):
@@ -162,7 +167,7 @@ def trunk_flops(table: Table, cooldown: float) -> float:
     A branch of D tokens leaves the trunk at (1 - cooldown) D, so the trunk ends where the longest branch leaves it.
     Each seed has a trunk of its own.
     """
-    N, D, C = (table.columns[k] for k in "NDC")
+    N, D, C = table.columns["N"], table.columns["D"], price(table)
     seed = table.columns.get("seed", np.zeros(len(table)))
     total = 0.0
     for one in np.unique(np.column_stack([N, seed]), axis=0):
@@ -201,11 +206,11 @@ def compare(
     }
 
     def outcome(name: str, choose: Callable[[Table], Mask], law: Law) -> Outcome:
-        chosen, cost = pool, float(pool.columns["C"].sum())
+        chosen, cost = pool, float(price(pool).sum())
         try:
             chosen = pool.select(choose(pool))
             if not law.frontier:  # which runs a frontier has is known when all have been trained
-                cost = float(chosen.columns["C"].sum())
+                cost = float(price(chosen).sum())
             known = {name: value for name, value in pins.items() if name in law.parameters}
             fitted = fit(law, chosen, fixed=known, seed=seed)
             boot = bootstrap(fitted, chosen.run, draws=draws, seed=seed)

@@ -156,3 +156,12 @@ def test_the_headline_repeats():
     low, high = bootstrap(fitted, rows.run, draws=500).intervals()["E"]
     assert fitted.params["E"] == pytest.approx(1.756, abs=1e-3)
     assert low < true < high < low + 0.1
+
+
+def test_a_design_costs_what_its_runs_do_whatever_c_the_law_has():
+    data = runs()
+    data = data.with_columns({**data.columns, "C_exact": 1.2 * data.columns["C"]}).redefine()
+    six = data.redefine(c="6nd")
+    assert six.columns["C"].sum() == pytest.approx(data.columns["C"].sum() / 1.2)
+    assert designs.price(six).tolist() == designs.price(data).tolist() == data.columns["C"].tolist()
+    assert trunk_flops(six, 0.2) == trunk_flops(data, 0.2)
