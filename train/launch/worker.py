@@ -5,6 +5,7 @@ What a run leaves in its processes is what `train.engine.release` clears. A run 
 so that the launcher ends all processes and reports the run's exit status.
 """
 
+import gc
 import os
 import sys
 import time
@@ -42,6 +43,8 @@ def serve(directory: Path) -> int:
         if status:
             return status
         dist.barrier()  # done is what every process has finished
+        if done == 0:
+            gc.freeze()  # what is imported by now stays: later collections look at their own run only
         done = job.number
         if topology.is_main:
             mark_done(directory, done)
