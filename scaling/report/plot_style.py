@@ -5,19 +5,21 @@ Matplotlib's global state is left alone: figures are made without pyplot, under 
 
 import io
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, LinearSegmentedColormap, LogNorm
+from matplotlib.colors import LinearSegmentedColormap, LogNorm
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from configs.formatting import count, flops
+from scaling.forecast.fitted_law import Band
 from scaling.laws import Array
 
 DPI = 144
@@ -25,34 +27,22 @@ WIDTH = 9.0  # inches, of every figure, so that their letters are of one size on
 INK, MUTED, GRID = "#1c2430", "#667085", "#e4e7ec"
 LAW, HELD_OUT, SECOND, THIRD = "#1f4e8c", "#c4421a", "#2f7d4f", "#8a5a9e"
 STYLE = {
-    "font.size": 9.5,
+    **dict.fromkeys(("axes.labelcolor", "xtick.color", "ytick.color", "text.color"), INK),
+    **dict.fromkeys(("font.size", "axes.labelsize"), 9.5),
+    **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize", "legend.title_fontsize"), 8.5),
+    **dict.fromkeys(("xtick.major.size", "ytick.major.size"), 3),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
+    **dict.fromkeys(("axes.grid", "axes.axisbelow"), True),
+    **dict.fromkeys(("figure.facecolor", "axes.facecolor"), "white"),
     "font.family": "DejaVu Sans",
     "axes.edgecolor": MUTED,
-    "axes.labelcolor": INK,
-    "axes.labelsize": 9.5,
     "axes.titlesize": 10,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
     "grid.color": GRID,
     "grid.linewidth": 0.7,
-    "xtick.color": INK,
-    "ytick.color": INK,
-    "xtick.labelsize": 8.5,
-    "ytick.labelsize": 8.5,
-    "xtick.major.size": 3,
-    "ytick.major.size": 3,
-    "text.color": INK,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "legend.title_fontsize": 8.5,
     "lines.linewidth": 1.5,
-    "figure.facecolor": "white",
-    "axes.facecolor": "white",
 }
 LABELS = {
     "N": "parameters N",
@@ -62,6 +52,8 @@ LABELS = {
     "S": "steps S",
     "loss": "loss (nats per token)",
 }
+# How ticks are written; those of any other variable are counts.
+WRITTEN: dict[str, Callable[[float], str]] = {"loss": "{:.4g}".format, "C": flops, "learning rate": "{:g}".format}
 
 
 @contextmanager
@@ -71,7 +63,7 @@ def figure(height: float, rows: int = 1, columns: int = 1, **options: object) ->
         drawn = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(drawn)
         axes = drawn.subplots(rows, columns, squeeze=False, **options)  # type: ignore[call-overload]
-        yield drawn, list(axes.ravel())
+        yield drawn, list(axes.flat)
 
 
 def png(drawn: Figure) -> bytes:
@@ -85,23 +77,20 @@ def png(drawn: Figure) -> bytes:
 
 # --- Colours ------------------------------------------------------------------------------------------------------
 
-
-def _between(name: str, low: float, high: float) -> Colormap:
-    whole = matplotlib.colormaps[name]
-    return LinearSegmentedColormap.from_list(f"{name}_part", whole(np.linspace(low, high, 256)))
-
-
 # The ends that are too pale for white paper are cut off.
-COLOURS = {"N": _between("viridis", 0.0, 0.86), "D": _between("plasma", 0.0, 0.84)}
+COLOURS = {
+    variable: LinearSegmentedColormap.from_list(variable, matplotlib.colormaps[name](np.linspace(0, end, 256)))
+    for variable, name, end in (("N", "viridis", 0.86), ("D", "plasma", 0.84))
+}
 
 
 class Scale:
     """Colours for the values of N or D: the same value has the same colour in every picture."""
 
-    def __init__(self, variable: str, values: Iterable[float]) -> None:
+    def __init__(self, variable: str, values: Array) -> None:
         self.variable = variable
-        self.values = np.unique(np.asarray(list(values), dtype=float))
-        low, high = float(self.values.min()), float(self.values.max())
+        self.values = np.unique(values)
+        low, high = self.values[0], self.values[-1]
         self.norm = LogNorm(low, high if high > low else low * 10)
         self.colours = COLOURS[variable]
 
@@ -123,18 +112,16 @@ class Scale:
     def key(self, drawn: Figure, axes: Sequence[Axes]) -> None:
         """A legend of the values where they are few, a colour bar where they are many."""
         if self.few:
-            labels = [f"{self.variable} = {count(v)}" for v in self.values]
             marks = [
-                axes[0].plot([], [], "o", ms=5, color=self(v), label=text)[0]
-                for v, text in zip(self.values, labels, strict=True)
+                axes[0].plot([], [], "o", ms=5, color=self(v), label=f"{self.variable} = {count(v)}")[0]
+                for v in self.values
             ]
             drawn.legend(handles=marks, loc="outside right upper", handletextpad=0.3, borderaxespad=0)
             return
         mappable = matplotlib.cm.ScalarMappable(self.norm, self.colours)
-        bar = drawn.colorbar(mappable, ax=list(axes), pad=0.02, aspect=30, shrink=0.9)
+        bar = drawn.colorbar(mappable, ax=axes, pad=0.02, aspect=30, shrink=0.9, label=LABELS[self.variable])
         bar.outline.set_visible(False)
-        bar.set_label(LABELS[self.variable])
-        ticks = log_ticks(self.norm.vmin or 1, self.norm.vmax or 10)
+        ticks = log_ticks(self.values[0], self.values[-1])
         bar.set_ticks(ticks, labels=[count(t) for t in ticks])
         bar.ax.minorticks_off()
 
@@ -160,24 +147,33 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
 def log_axis(axis: Axis, variable: str, label: str | None = None) -> None:
     """Make an axis logarithmic in a variable. Call it when everything is drawn: the ticks follow the limits."""
     axes = axis.axes
-    is_x = axis is axes.xaxis
-    (axes.set_xscale if is_x else axes.set_yscale)("log")
-    low, high = sorted(axes.get_xlim() if is_x else axes.get_ylim())
-    ticks = log_ticks(low, high)
-    (axes.set_xlim if is_x else axes.set_ylim)(low, high)
-    axis.set_major_locator(FixedLocator(ticks))
-    axis.set_minor_locator(NullLocator())
-    axis.set_minor_formatter(NullFormatter())
-    axis.set_major_formatter(FuncFormatter(_formatter(variable)))
-    axis.set_label_text(label or LABELS.get(variable, variable))
+    which = "x" if axis is axes.xaxis else "y"
+    axes.set(**{f"{which}scale": "log"})
+    low, high = sorted(getattr(axes, f"get_{which}lim")())
+    axes.set(**{f"{which}lim": (low, high)})
+    write = WRITTEN.get(variable, count)
+    axis.set(major_locator=FixedLocator(log_ticks(low, high)), minor_locator=NullLocator())
+    axis.set(major_formatter=lambda value, _: write(value), label_text=label or LABELS.get(variable, variable))
 
 
-def _formatter(variable: str) -> Callable[[float, int], str]:
-    if variable == "loss":
-        return lambda value, _: f"{value:.4g}"
-    if variable == "C":
-        return lambda value, _: flops(value)
-    return lambda value, _: count(value)
+def error_axis(axis: Axis) -> None:
+    """Make an axis one of relative errors in per cent, with a line at zero."""
+    axes = axis.axes
+    (axes.axvline if axis is axes.xaxis else axes.axhline)(0, color=INK, lw=1)
+    axis.set(major_formatter=signed_percent, label_text="error of the prediction")
+
+
+def signed_percent(value: float, _: float) -> str:
+    """A tick of such an axis."""
+    return f"{value:+.3g} %".replace("-", "−") if value else "0 %"
+
+
+def draw_band(
+    axis: Axes, x: Array, band: Band, alpha: float = 0.2, color: Any = LAW, shaded: str | None = None, **line: Any
+) -> None:
+    """Draw a curve with its interval; ``shaded`` is the label of the interval, ``line`` the style of the curve."""
+    axis.fill_between(x, band.low, band.high, color=color, alpha=alpha, lw=0, label=shaded)
+    axis.plot(x, band.middle, color=color, **line)
 
 
 def span(values: Array, margin: float = 0.06) -> tuple[float, float]:

@@ -8,40 +8,30 @@ from matplotlib.figure import Figure
 
 from configs.formatting import flops
 from scaling.design.allocation import Approach, IsoFlopProfile
-from scaling.forecast.fitted_law import FittedLaw
-from scaling.report.plot_style import LABELS, LAW, MUTED, SECOND, THIRD, figure, log_axis, span
+from scaling.forecast.fitted_law import Band, FittedLaw
+from scaling.report.plot_style import LABELS, LAW, MUTED, SECOND, THIRD, draw_band, figure, log_axis, span
 
 COLOURS = {"envelope": SECOND, "isoflop": THIRD, "parametric": LAW}
 
 
 def budgets(approaches: Sequence[Approach], view: FittedLaw) -> Figure:
     """Best N and D against compute, by every approach that applies."""
-    top = float(view.table.columns["C"].max())
+    C, tokens = approaches[-1].budgets, view.compute.tokens
     with figure(4.6, 1, 2) as (drawn, axes):
-        for approach in approaches:
-            if not approach.applies:
-                continue
-            C, colour = approach.budgets, COLOURS[approach.name]
-            reads = approach.name == "parametric"
-            for axis, name in zip(axes, ("N", "D"), strict=True):
-                ends = (approach.low, approach.high)
-                curve, low, high = approach.N, *ends
-                seen = approach.seen[1]
-                if name == "D":
-                    curve, high, low = (view.compute.tokens(n, C) for n in (curve, *ends))
-                    seen = view.compute.tokens(seen, approach.seen[0])
-                axis.fill_between(C, low, high, color=colour, alpha=0.2 if reads else 0.12, lw=0)
-                axis.plot(C, curve, color=colour, lw=2 if reads else 1.5, ls="-" if reads else "--")
-                axis.plot(approach.seen[0], seen, "o", ms=4, color=colour, mec="white", mew=0.4)
-            axes[0].plot(
-                [], [], color=colour, ls="-" if reads else "--", label=f"{approach.title}, a = {approach.a:.3f}"
-            )
+        for approach in (a for a in approaches if a.applies):
+            colour, (budget, seen) = COLOURS[approach.name], approach.seen
+            alpha, lw, ls = (0.2, 2, "-") if approach.name == "parametric" else (0.12, 1.5, "--")
+            sizes = Band(approach.N, approach.low, approach.high)
+            data = Band(*(tokens(n, C) for n in (approach.N, approach.high, approach.low)))
+            for axis, band, optima in zip(axes, (sizes, data), (seen, tokens(seen, budget)), strict=True):
+                draw_band(axis, C, band, alpha, colour, lw=lw, ls=ls)
+                axis.plot(budget, optima, "o", ms=4, color=colour, mec="white", mew=0.4)
+            axes[0].plot([], [], color=colour, ls=ls, label=f"{approach.title}, a = {approach.a:.3f}")
         for axis, name in zip(axes, ("N", "D"), strict=True):
-            axis.axvspan(top, approaches[-1].budgets[-1], color=MUTED, alpha=0.06, lw=0)
-            axis.set_xlim(approaches[-1].budgets[0], approaches[-1].budgets[-1])
+            axis.axvspan(view.table.columns["C"].max(), C[-1], color=MUTED, alpha=0.06, lw=0)
+            axis.set_xlim(C[0], C[-1])
             log_axis(axis.xaxis, "C")
-            log_axis(axis.yaxis, name)
-            axis.set_ylabel(f"best {LABELS[name]}")
+            log_axis(axis.yaxis, name, f"best {LABELS[name]}")
         drawn.legend(loc="outside upper left", ncols=3)
     return drawn
 

@@ -5,80 +5,65 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from configs.formatting import count, flops, symbol
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import LawFile
-from scaling.forecast.law_sections import BacktestWindow, HeldOutPrediction, ProfileSummary, Sensitivity
+from scaling.forecast.law_sections import (
+    BacktestWindow,
+    HeldOutPrediction,
+    ProfileSummary,
+    ScoredForecast,
+    Sensitivity,
+)
 from scaling.laws import Array
-from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
+from scaling.report import plot_style
+from scaling.report.plot_style import HELD_OUT, INK, LAW, MUTED, Scale, figure, log_axis, span
 
 LISTED = 16  # held-out rows that are listed one by one; more are drawn as a cloud
 
 
-def _signed(value: float, _: int) -> str:
-    return f"{value:+.3g} %".replace("-", "−") if value else "0 %"
-
-
-def holdout(rows: Sequence[HeldOutPrediction], level: float, unit: str = "loss (nats per token)") -> Figure:
-    """Held-out measurements against their predictions, and the relative errors with their intervals."""
-    measured = np.array([r.loss for r in rows])
-    predicted, low, high = (np.array([getattr(r, k) for r in rows]) for k in ("predicted", "low", "high"))
-    order = np.lexsort(([r.D for r in rows], [r.N for r in rows]))
-    listed = len(rows) <= LISTED
+def holdout(
+    rows: Sequence[HeldOutPrediction | ScoredForecast],
+    N: Array,
+    D: Array,
+    level: float,
+    unit: str = plot_style.LABELS["loss"],
+) -> Figure:
+    """Held-out measurements (rows,) against their predictions, and the relative errors with their intervals."""
+    measured, predicted, low, high = (
+        np.array([getattr(r, k) for r in rows]) for k in ("loss", "predicted", "low", "high")
+    )
     error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
     covered = (below <= 0) & (above >= 0)
-    marks: list[tuple[Array, dict[str, Any]]] = [
-        (mask, {"fmt": shape, "ms": 5, "color": colour, "mec": "white", "mew": 0.5, "lw": 1.2, "capsize": 2})
-        for mask, shape, colour in ((covered, "o", HELD_OUT), (~covered, "s", MUTED))
-    ]
-    height = (max(3.4, 1.6 + 0.27 * len(rows)) if listed else 4.4) if len(rows) > 1 else 1.5
-    with figure(height, 1, 2 if len(rows) > 1 else 1) as (drawn, axes):
-        if len(rows) > 1:
-            _on_the_line(axes[0], measured, predicted, low, high, marks)
-            axes[0].set_ylabel(f"predicted {unit.split(' (')[0]}, {100 * level:g} % interval")
-            axes[0].set_xlabel(f"measured {unit}")
-        right = axes[-1]
-        place = np.empty(len(rows))
-        place[order] = np.arange(len(rows))
-        for mask, style in marks:
-            reach = np.clip([(error - below)[mask], (above - error)[mask]], 0, None)
-            if listed:
-                right.errorbar(error[mask], place[mask], xerr=reach, **style)
-            else:
-                right.errorbar(measured[mask], error[mask], yerr=reach, **style)
+    place = np.lexsort((D, N)).argsort()
+    several, listed = len(rows) > 1, len(rows) <= LISTED
+    height = (max(3.4, 1.6 + 0.27 * len(rows)) if listed else 4.4) if several else 1.5
+    with figure(height, 1, 2 if several else 1) as (drawn, axes):
+        for mask, shape, colour in ((covered, "o", HELD_OUT), (~covered, "s", MUTED)):
+            style = dict[str, Any](fmt=shape, ms=5, color=colour, mec="white", mew=0.5, lw=1.2, capsize=2)
+            if several:
+                reach = np.clip([predicted - low, high - predicted], 0, None)[:, mask]
+                axes[0].errorbar(measured[mask], predicted[mask], reach, **style)
+            x, y, bar = (error, place, "xerr") if listed else (measured, error, "yerr")
+            reach = np.clip([error - below, above - error], 0, None)[:, mask]
+            axes[-1].errorbar(x[mask], y[mask], **{bar: reach}, **style)
+        if several:  # the line on which both are equal
+            ends = span(np.concatenate([measured, low, high]), 0.05)
+            axes[0].plot(ends, ends, color=INK, lw=1, zorder=1)
+            axes[0].set(xlim=ends, ylim=ends, box_aspect=1)
+            log_axis(axes[0].xaxis, "loss", f"measured {unit}")
+            log_axis(axes[0].yaxis, "loss", f"predicted {unit.split(' (')[0]}, {100 * level:g} % interval")
+        plot_style.error_axis(axes[-1].xaxis if listed else axes[-1].yaxis)
         if listed:
-            right.axvline(0, color=INK, lw=1)
-            right.set_yticks(place, labels=[f"N {count(r.N)}, D {count(r.D)}" for r in rows])
-            right.set_ylim(-0.6, len(rows) - 0.4)
-            right.xaxis.set_major_formatter(FuncFormatter(_signed))
-            right.set_xlabel("error of the prediction")
+            axes[-1].set_yticks(place, labels=[f"N {count(n)}, D {count(d)}" for n, d in zip(N, D, strict=True)])
+            axes[-1].set_ylim(-0.6, len(rows) - 0.4)
         else:
-            right.axhline(0, color=INK, lw=1)
-            right.yaxis.set_major_formatter(FuncFormatter(_signed))
-            right.set_ylabel("error of the prediction")
-            right.set_xlim(*span(measured, 0.05))
-            log_axis(right.xaxis, "loss")
-            right.set_xlabel(f"measured {unit}")
+            axes[-1].set_xlim(*span(measured, 0.05))
+            log_axis(axes[-1].xaxis, "loss", f"measured {unit}")
     return drawn
-
-
-def _on_the_line(
-    axis: Axes, measured: Array, predicted: Array, low: Array, high: Array, marks: list[tuple[Array, dict[str, Any]]]
-) -> None:
-    """Predictions with their intervals against measurements, and the line on which both are equal."""
-    for mask, style in marks:
-        reach = np.clip([(predicted - low)[mask], (high - predicted)[mask]], 0, None)
-        axis.errorbar(measured[mask], predicted[mask], reach, **style)
-    ends = span(np.concatenate([measured, low, high]), 0.05)
-    axis.plot(ends, ends, color=INK, lw=1, zorder=1)
-    axis.set(xlim=ends, ylim=ends)
-    log_axis(axis.xaxis, "loss")
-    log_axis(axis.yaxis, "loss")
-    axis.set_box_aspect(1)
 
 
 def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
@@ -101,11 +86,10 @@ def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
             axis.scatter(columns[name], values, s=20, c=scale(columns["N"]), ec="white", lw=0.5, zorder=3)
             if held.any():
                 axis.scatter(columns[name][held], values[held], s=60, fc="none", ec=HELD_OUT, lw=1.2, zorder=4)
-            axis.set_xlim(*span(columns[name], 0.06))
+            axis.set_xlim(*span(columns[name]))
             log_axis(axis.xaxis, name)
-            axis.set_xlabel(LABELS[name])
             if logarithmic:
-                axis.yaxis.set_major_formatter(FuncFormatter(_signed))
+                axis.yaxis.set_major_formatter(plot_style.signed_percent)
         axes[0].set_ylabel("measured − fitted" + (", relative" if logarithmic else " (nats per token)"))
         scale.key(drawn, axes)
     return drawn
@@ -126,8 +110,7 @@ def profile(law: LawFile, found: ProfileSummary) -> Figure:
         axis.set_ylim(1 - 0.06 * (top - 1), top)
         shown = E[objective / least <= top]
         axis.set_xlim(*((shown.min(), shown.max()) if len(shown) > 1 else (E.min(), E.max())))
-        axis.set_xlabel("E (nats per token), the other coefficients refitted")
-        axis.set_ylabel("objective / its minimum")
+        axis.set(xlabel="E (nats per token), the other coefficients refitted", ylabel="objective / its minimum")
         drawn.legend(loc="outside upper left", ncols=3)
     return drawn
 
@@ -137,51 +120,44 @@ def ladder(windows: list[BacktestWindow], view: FittedLaw) -> Figure:
     measured = dict(zip(view.table.rows.tolist(), view.table.columns["C"].tolist(), strict=True))
     colours = matplotlib.colormaps["cividis"](np.linspace(0, 0.85, len(windows)))
     with figure(4.0) as (drawn, (axis,)):
-        axis.axhline(0, color=INK, lw=1)
+        plot_style.error_axis(axis.yaxis)
         reaches = []
         for window, colour in zip(windows, colours, strict=True):
             limit = window.largest_compute
             C = [measured.get(r.row, float(view.compute.flops(r.N, r.D))) for r in window.scored]
-            x = np.array(C) / limit
-            y = np.array([100 * (r.predicted / r.loss - 1) for r in window.scored])
-            covered = np.array([r.low <= r.loss <= r.high for r in window.scored], dtype=bool)
+            x, y = np.array(C) / limit, np.array([100 * (r.predicted / r.loss - 1) for r in window.scored])
+            covered = np.array([r.low <= r.loss <= r.high for r in window.scored])
             label = f"up to {flops(limit)} FLOPs, {window.rows} rows"
             axis.scatter(x[covered], y[covered], s=22, color=colour, lw=0, label=label)
             axis.scatter(x[~covered], y[~covered], s=22, fc="white", ec=[colour], lw=1.3)
             reaches.append(x)
         axis.set_xlim(*span(np.concatenate(reaches), 0.05))
-        log_axis(axis.xaxis, "C")
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}x"))
-        axis.set_xlabel("compute of the predicted run / largest compute in the fit")
-        axis.yaxis.set_major_formatter(FuncFormatter(_signed))
-        axis.set_ylabel("error of the prediction")
+        log_axis(axis.xaxis, "C", "compute of the predicted run / largest compute in the fit")
+        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}x")
         drawn.legend(loc="outside right upper", title="fitted", handletextpad=0.2, alignment="left")
     return drawn
 
 
 def tornado(law: LawFile, found: Sensitivity) -> Figure:
     """How far every debatable choice alone, and all of them together, move the coefficients and the prediction."""
-    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found.spread.get(n))]
-    rows = [*found.by_axis, "all together"]
+    rows = {**found.by_axis, "all together": found.spread}
+    names = [n for n in ("E", "alpha", "beta", "gamma", "prediction") if _moved(found.spread.get(n, []))]
     with figure(0.36 * len(rows) + 1.3, 1, len(names), sharey=True) as (drawn, axes):
         for axis, name in zip(axes, names, strict=True):
-            for y, row in enumerate(rows):
-                ends = found.spread.get(name) if row == "all together" else found.by_axis[row].get(name)
-                if ends is None or not _moved(ends):
-                    continue
-                least, median, largest = ends
-                colour = INK if row == "all together" else LAW
-                axis.plot([least, largest], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
-                axis.plot(median, y, "o", color=colour, ms=6, mec="white", mew=1.0)
+            for y, (row, spread) in enumerate(rows.items()):
+                if _moved(ends := spread.get(name, [])):
+                    colour = INK if row == "all together" else LAW
+                    axis.plot(ends[::2], [y, y], color=colour, lw=5, solid_capstyle="butt", alpha=0.75)
+                    axis.plot(ends[1], y, "o", color=colour, ms=6, mec="white", mew=1.0)
             if name in law.fit.params:
                 axis.axvline(law.fit.params[name], color=HELD_OUT, lw=1.2)
             axis.set_xlabel("predicted loss" if name == "prediction" else symbol(name))
             axis.xaxis.set_major_locator(MaxNLocator(4))
-        axes[0].set_yticks(range(len(rows)), labels=rows)
+        axes[0].set_yticks(range(len(rows)), labels=list(rows))
         axes[0].invert_yaxis()
     return drawn
 
 
-def _moved(ends: list[float] | None) -> bool:
+def _moved(ends: list[float]) -> bool:
     """Whether there are three finite numbers: the least, the median, the largest."""
-    return ends is not None and bool(np.isfinite(ends).all())
+    return len(ends) == 3 and bool(np.isfinite(ends).all())

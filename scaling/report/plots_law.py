@@ -1,7 +1,6 @@
 """Pictures of a law and of what it was fitted to: training curves, slices against N, D and C, extrapolation."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -10,34 +9,41 @@ from matplotlib.figure import Figure
 from configs.formatting import count, symbol
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.laws import LAWS, Array
-from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, SECOND, Scale, figure, log_axis, span
+from scaling.report.plot_style import (
+    HELD_OUT,
+    INK,
+    LABELS,
+    LAW,
+    MUTED,
+    SECOND,
+    Scale,
+    draw_band,
+    figure,
+    log_axis,
+    span,
+)
 from scaling.tables.curves import Curve, binned
 
 
 def curves(found: list[Curve], scale: Scale) -> Figure | None:
     """Training loss of every run against tokens and, where it was logged, against compute."""
     panels = [k for k in ("tokens", "flops") if any(np.isfinite(getattr(c, k)).any() for c in found)]
-    if not found or not panels:
+    if not panels:
         return None
     with figure(4.3, 1, len(panels), sharey=True) as (drawn, axes):
         for axis, name in zip(axes, panels, strict=True):
-            lows, highs = [], []
+            losses = []
             for curve in found:
-                colour = scale(curve.N) if curve.N else MUTED
-                x, y = binned(getattr(curve, name), curve.loss)
+                colour, spent = scale(curve.N) if curve.N else MUTED, getattr(curve, name)
+                x, y = binned(spent, curve.loss)
                 axis.plot(x, y, color=colour, lw=1.1, ls="-" if curve.complete else ":", alpha=0.9)
-                last = np.flatnonzero(np.isfinite(curve.val_loss))
-                if len(last):
-                    at = last[-1]
-                    axis.plot(
-                        getattr(curve, name)[at], curve.val_loss[at], "o", ms=4, color=colour, mec="white", mew=0.5
-                    )
-                lows.append(np.nanmin(y, initial=np.inf))
-                highs.append(np.nanmax(y, initial=0))
-            axis.set_ylim(*span(np.array([min(lows), max(highs)])))
+                last = np.flatnonzero(np.isfinite(curve.val_loss))[-1:]
+                axis.plot(spent[last], curve.val_loss[last], "o", ms=4, color=colour, mec="white", mew=0.5)
+                losses.append(y)
+            axis.set_ylim(*span(np.concatenate(losses)))
             log_axis(axis.yaxis, "loss")
-            log_axis(axis.xaxis, "D" if name == "tokens" else "C")
-            axis.set_xlabel("tokens seen" if name == "tokens" else "compute spent (FLOPs)")
+            variable, label = ("D", "tokens seen") if name == "tokens" else ("C", "compute spent (FLOPs)")
+            log_axis(axis.xaxis, variable, label)
         for axis in axes[1:]:
             axis.set_ylabel("")
         scale.key(drawn, axes)
@@ -52,7 +58,7 @@ def _points(axis: Axes, view: FittedLaw, x: str, scale: Scale) -> None:
     axis.scatter(columns[x], columns["loss"], s=20, c=scale(columns[scale.variable]), ec="white", lw=0.5, zorder=3)
 
 
-def _companion(axis: Axes, view: FittedLaw, name: str, style: str = "--") -> Array:
+def _companion(axis: Axes, view: FittedLaw, name: str) -> Array:
     """Kaplan's law in one variable, over the rows that it was fitted to; returns the losses drawn (may be none)."""
     fit = view.law.others.fits.get(name)
     if fit is None or fit.params is None or not (rows := np.isin(view.table.rows, fit.rows)).any():
@@ -63,7 +69,7 @@ def _companion(axis: Axes, view: FittedLaw, name: str, style: str = "--") -> Arr
     x = np.geomspace(measured.min(), measured.max(), 100)
     y = law.evaluate(fit.params, {variable: x})
     label = f"Kaplan L({variable}), α = {fit.params['alpha']:.3f}"
-    axis.plot(x, y, style, color=INK, lw=1.3, zorder=4, label=label)
+    axis.plot(x, y, "--", color=INK, lw=1.3, zorder=4, label=label)
     axis.scatter(measured, loss, s=52, fc="none", ec=INK, lw=0.8, zorder=4)
     return y
 
@@ -81,9 +87,7 @@ def _baselines(axis: Axes, view: FittedLaw) -> None:
 def _main_single(axis: Axes, view: FittedLaw, variable: str) -> None:
     """The law itself where it has ``variable`` only."""
     x = np.geomspace(*span(view.table.columns[variable], 0.3), 150)
-    band = view.band({variable: x})
-    axis.fill_between(x, band.low, band.high, color=LAW, alpha=0.18, lw=0)
-    axis.plot(x, band.middle, color=LAW, label=view.declared.formula)
+    draw_band(axis, x, view.band({variable: x}), 0.18, label=view.declared.formula)
 
 
 def slices(view: FittedLaw, scales: Mapping[str, Scale]) -> Figure:
@@ -97,8 +101,7 @@ def slices(view: FittedLaw, scales: Mapping[str, Scale]) -> Figure:
                 for value in scales[other].shown():
                     fixed = np.full_like(grid, value)
                     band = view.at(grid, fixed) if x == "N" else view.at(fixed, grid)
-                    axis.fill_between(grid, band.low, band.high, color=scales[other](value), alpha=0.16, lw=0)
-                    axis.plot(grid, band.middle, color=scales[other](value), lw=1.3)
+                    draw_band(axis, grid, band, 0.16, scales[other](value), lw=1.3)
             elif view.declared.variables == (x,):
                 _main_single(axis, view, x)
             visible.append(_companion(axis, view, f"kaplan_{x.lower()}"))
@@ -131,9 +134,7 @@ def compute(view: FittedLaw, scale: Scale) -> Figure:
                 C = view.compute.flops(value, tokens)
                 axis.plot(C, view.at(np.full_like(tokens, value), tokens).middle, color=scale(value), lw=1, alpha=0.75)
             C = np.geomspace(*span(columns["C"], 0.12), 60)
-            band = view.best(C)
-            axis.fill_between(C, band.low, band.high, color=LAW, alpha=0.2, lw=0)
-            axis.plot(C, band.middle, color=LAW, lw=2.2, label="least loss at a budget, by the law")
+            draw_band(axis, C, view.best(C), lw=2.2, label="least loss at a budget, by the law")
         elif view.declared.variables == ("C",):
             _main_single(axis, view, "C")
         line = _companion(axis, view, "kaplan_c")
@@ -153,15 +154,11 @@ def response(view: FittedLaw, scale: Scale) -> Figure:
     (variable,) = view.declared.variables
     columns = view.table.columns
     with figure(4.2) as (drawn, (axis,)):
-        axis.scatter(
-            columns[variable], columns[view.declared.response], s=24, c=scale(columns["N"]), ec="white", lw=0.5
-        )
+        measured, colours = columns[view.declared.response], scale(columns["N"])
+        axis.scatter(columns[variable], measured, s=24, c=colours, ec="white", lw=0.5)
         x = np.linspace(0.95 * columns[variable].min(), 1.05 * columns[variable].max(), 200)
-        band = view.band({variable: x})
-        axis.fill_between(x, band.low, band.high, color=LAW, alpha=0.2, lw=0)
-        axis.plot(x, band.middle, color=LAW, lw=2)
-        axis.set_xlabel(LABELS.get(variable, variable))
-        axis.set_ylabel(view.unit)
+        draw_band(axis, x, view.band({variable: x}), lw=2)
+        axis.set(xlabel=LABELS.get(variable, variable), ylabel=view.unit)
         scale.key(drawn, [axis])
     return drawn
 
@@ -169,52 +166,37 @@ def response(view: FittedLaw, scale: Scale) -> Figure:
 # --- Beyond the data ----------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Horizon:
-    """The least loss at ``factor`` times the largest compute of the table. Losses in nats per token."""
-
-    factor: float
-    C: float
-    loss: float
-    low: float
-    high: float
+FACTORS = np.array([1.0, 10.0, 100.0, 1000.0])
 
 
-FACTORS = (1.0, 10.0, 100.0, 1000.0)
-
-
-def extrapolated(view: FittedLaw, factors: tuple[float, ...] = FACTORS) -> list[Horizon]:
-    """The least loss that the law expects at multiples of the largest compute, with intervals."""
-    top = float(view.table.columns["C"].max())
-    band = view.best(top * np.array(factors))
-    rows = zip(factors, band.middle, band.low, band.high, strict=True)
-    return [Horizon(f, top * f, float(m), float(low), float(high)) for f, m, low, high in rows]
+def extrapolated(view: FittedLaw) -> list[tuple[float, float, float, float, float]]:
+    """FACTORS times the largest compute: (factor, C in FLOPs, least loss there, and the interval's low and high)."""
+    C = FACTORS * view.table.columns["C"].max()
+    band = view.best(C)
+    return list(zip(FACTORS, C, band.middle, band.low, band.high, strict=True))
 
 
 def fan(view: FittedLaw, scale: Scale) -> Figure:
     """The least loss at a budget, from the data to a thousand times their largest compute."""
-    columns = view.table.columns
-    steps = extrapolated(view)
+    measured, loss = view.table.columns["C"], view.table.columns["loss"]
     with figure(4.6) as (drawn, (axis,)):
         _points(axis, view, "C", scale)
-        C = np.geomspace(columns["C"].min(), steps[-1].C * 1.6, 90)
+        C = np.geomspace(measured.min(), measured.max() * FACTORS[-1] * 1.6, 90)
         band = view.best(C)
-        axis.fill_between(C, band.low, band.high, color=LAW, alpha=0.2, lw=0, label=f"{100 * view.level:g} % interval")
-        axis.plot(C, band.middle, color=LAW, lw=2, label="least loss at a budget, by the law")
+        shaded = f"{100 * view.level:g} % interval"
+        draw_band(axis, C, band, shaded=shaded, lw=2, label="least loss at a budget, by the law")
         floor = view.law.fit.params.get("E")
         if floor:
             axis.axhline(floor, color=SECOND, lw=1.2, ls="--", label=f"E = {floor:.3f}")
-        axis.axvspan(float(columns["C"].max()), C[-1], color=MUTED, alpha=0.06, lw=0)
-        for step in steps[1:]:
-            error = [[step.loss - step.low], [step.high - step.loss]]
-            axis.errorbar(step.C, step.loss, error, fmt="o", ms=5, color=HELD_OUT, capsize=3, lw=1.3)
-            label = f"{step.factor:.0f}x\n{step.loss:.3f}"
-            axis.annotate(
-                label, (step.C, step.high), xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5
-            )
-        everything = np.concatenate([columns["loss"], band.low, [floor] if floor else []])
+        axis.axvspan(measured.max(), C[-1], color=MUTED, alpha=0.06, lw=0)
+        for factor, at, least, low, high in extrapolated(view)[1:]:
+            error = [[least - low], [high - least]]
+            axis.errorbar(at, least, error, fmt="o", ms=5, color=HELD_OUT, capsize=3, lw=1.3)
+            label, place = f"{factor:.0f}x\n{least:.3f}", (at, high)
+            axis.annotate(label, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5)
+        everything = np.concatenate([loss, band.low, [floor] if floor else []])
         axis.set_ylim(*span(everything[everything > 0], 0.05))
-        axis.set_xlim(columns["C"].min() / 1.5, C[-1])
+        axis.set_xlim(measured.min() / 1.5, C[-1])
         log_axis(axis.yaxis, "loss", view.unit)
         log_axis(axis.xaxis, "C")
         axis.legend(loc="upper right")
@@ -231,6 +213,5 @@ def parameter_pairs(view: FittedLaw) -> Figure | None:
         for axis, name in zip(axes, names, strict=True):
             axis.scatter(view.thinned["E"], view.thinned[name], s=9, color=LAW, alpha=0.4, lw=0)
             axis.plot(view.law.fit.params["E"], view.law.fit.params[name], "D", color=HELD_OUT, ms=6, mec="white")
-            axis.set_xlabel(f"E ({view.loss_unit})")
-            axis.set_ylabel(symbol(name))
+            axis.set(xlabel=f"E ({view.loss_unit})", ylabel=symbol(name))
     return drawn

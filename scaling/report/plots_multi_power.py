@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 
 from configs.formatting import count
 from scaling.report.plot_style import HELD_OUT, LAW, MUTED, figure
@@ -14,7 +14,7 @@ MAX_CURVES = 9
 
 
 def predictions(law: CurveLaw, curves: Sequence[LossCurve]) -> Figure:
-    """One panel a curve, at most MOST of them: those that were predicted first."""
+    """One panel a curve, at most MAX_CURVES of them: those that were predicted first."""
     shown = sorted(curves, key=lambda c: c.name in law.fitted_to)[:MAX_CURVES]
     columns = min(3, len(shown))
     rows = -(-len(shown) // columns)
@@ -22,9 +22,8 @@ def predictions(law: CurveLaw, curves: Sequence[LossCurve]) -> Figure:
         for axis, curve in zip(axes, shown, strict=False):
             fitted = curve.name in law.fitted_to
             step, loss = curve.step[curve.first :], curve.loss[curve.first :]
-            predicted = law.predict(curve)
             axis.plot(step, loss, ".", ms=2.5, color=MUTED, label="measured")
-            axis.plot(step, predicted, color=LAW if fitted else HELD_OUT, lw=1.4, label="law")
+            axis.plot(step, law.predict(curve), color=LAW if fitted else HELD_OUT, lw=1.4, label="law")
             low, high = float(loss.min()), float(np.quantile(loss, 0.98))
             axis.set_ylim(low - 0.35 * (high - low), high + 0.08 * (high - low))
             axis.set_xlim(0, step[-1])
@@ -33,12 +32,11 @@ def predictions(law: CurveLaw, curves: Sequence[LossCurve]) -> Figure:
             rate.set(ylim=(0, 5), yticks=[])
             rate.spines[:].set_visible(False)
             rate.grid(False)
-            verdict = "fitted" if fitted else "predicted"
             axis.set_title(curve.name, fontsize=8.5)
-            remark = f"{verdict}, R² {score(law, curve).r2:.4f}"
+            remark = f"{'fitted' if fitted else 'predicted'}, R² {score(law, curve).r2:.4f}"
             axis.text(0.97, 0.95, remark, transform=axis.transAxes, ha="right", va="top", fontsize=8.5)
             axis.xaxis.set_major_locator(MaxNLocator(4))
-            axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: count(value, 2) if value else "0"))
+            axis.xaxis.set_major_formatter(lambda value, _: count(value, 2))
         for axis in axes[len(shown) :]:
             axis.set_visible(False)
         drawn.supxlabel("step", fontsize=9)

@@ -4,7 +4,7 @@ The page is self-contained: pictures are data URIs, nothing is loaded from anywh
 as PNG files. A section is there when law.json has what it needs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jinja2
@@ -27,11 +27,11 @@ TEMPLATES = Path(__file__).parent / "templates"
 def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_dir: Path | None, out: Path) -> Path:
     """Write OUT/report/index.html and the PNGs beside it, and return the path of the page.
 
-    ``draws`` are the bootstrap draws, parameter name
-    -> (draws,), and may be empty: then there are no bands. ``runs_dir`` has the metrics.jsonl of the runs.
+    ``draws`` are the bootstrap draws, parameter name -> (draws,), and may be empty: then there are no bands.
+    ``runs_dir`` has the metrics.jsonl of the runs.
     """
     scales = {k: Scale(k, table.columns[k]) for k in ("N", "D")}
-    source = ReportSource(FittedLaw(law, table, draws), Path(runs_dir) if runs_dir else None, scales)
+    source = ReportSource(FittedLaw(law, table, draws), runs_dir, scales)
     sections = [section for make in SECTIONS if (section := make(source))]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
@@ -40,7 +40,7 @@ def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_di
     page = environment.get_template("report.html.j2").render(
         title=_title(source), summary=_summary(source), warnings=law.checks.warnings, sections=sections
     )
-    directory = Path(out) / "report"
+    directory = out / "report"
     for section in sections:
         for picture in section.pictures:
             write_bytes(directory / f"{picture.name}.png", picture.image)
@@ -71,8 +71,8 @@ def _summary(source: ReportSource) -> list[str]:
         f"{law.fit.formula or law.fit.law} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
         f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
         f"{_range(columns['C'], flops)} FLOPs.",
-        *_verdict(source),
-        *_coefficients_in_words(source),
+        _verdict(source),
+        _coefficients_in_words(source),
     ]
     if source.view.declared.name == "chinchilla":
         a, b = measured_exponents(source.view, law.fit.params)
@@ -80,37 +80,35 @@ def _summary(source: ReportSource) -> list[str]:
             f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "
             f"D ∝ C^{significant(float(b), 3)} tokens."
         )
-    excluded = len(law.data.excluded)
-    if excluded:
-        said.append(
-            f"{pluralise(excluded, 'row')} {'was' if excluded == 1 else 'were'} left out; the reasons are below."
-        )
+    if excluded := len(law.data.excluded):
+        were = "was" if excluded == 1 else "were"
+        said.append(f"{pluralise(excluded, 'row')} {were} left out; the reasons are below.")
     return said
 
 
-def _verdict(source: ReportSource) -> Iterator[str]:
+def _verdict(source: ReportSource) -> str:
     rows = source.law.checks.holdout
     if not rows:
-        yield "No measurement was held out, so nothing here shows that the law predicts."
-        return
-    errors = np.array([r.predicted / r.loss - 1 for r in rows])
-    covered = sum(r.low <= r.loss <= r.high for r in rows)
-    worst = 100 * float(np.abs(errors).max())
+        return "No measurement was held out, so nothing here shows that the law predicts."
+    errors = 100 * np.abs([r.predicted / r.loss - 1 for r in rows])
+    covered = sum(r.covered for r in rows)
     sizes = np.array([r.N for r in rows])
     what = f"the {_range(sizes, count)}-parameter model" if len(set(sizes)) == 1 else "the largest models"
     if len(rows) == 1:
-        off = f"was off by {worst:.2f} %, and the measurement lies {'inside' if covered else 'outside'} its"
+        subject, seen = "The prediction", "it"
+        off = f"was off by {errors[0]:.2f} %, and the measurement lies {'inside' if covered else 'outside'} its"
     else:
-        mean = 100 * float(np.abs(errors).mean())
-        off = f"were off by {mean:.2f} % on average and {worst:.2f} % at most, with {covered} of {len(rows)} inside the"
-    predictions = "The prediction" if len(rows) == 1 else f"The {len(rows)} predictions"
-    seen = "it" if len(rows) == 1 else "them"
-    yield f"{predictions} for {what}, made without having seen {seen}, {off} {source.level} interval."
+        subject, seen = f"The {len(rows)} predictions", "them"
+        off = (
+            f"were off by {errors.mean():.2f} % on average and {errors.max():.2f} % at most, "
+            f"with {covered} of {len(rows)} inside the"
+        )
+    return f"{subject} for {what}, made without having seen {seen}, {off} {source.level} interval."
 
 
-def _coefficients_in_words(source: ReportSource) -> Iterator[str]:
+def _coefficients_in_words(source: ReportSource) -> str:
     parts = []
     for name, value in source.law.fit.params.items():
         low, high = (significant(v, 3) for v in source.law.fit.intervals[name])
         parts.append(f"{symbol(name)} = {significant(value)} ({low} to {high})")
-    yield f"The fitted coefficients, with {source.level} intervals, are {', '.join(parts)}."
+    return f"The fitted coefficients, with {source.level} intervals, are {', '.join(parts)}."

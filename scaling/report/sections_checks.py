@@ -1,4 +1,7 @@
-"""The sections of a report that test a law: backtests, profile of E, sensitivity, other laws, forecasts, curves."""
+"""The sections of a report that test a law: held-out rows, backtests, profile of E, sensitivity, forecasts, curves."""
+
+from collections.abc import Mapping
+from contextlib import suppress
 
 import numpy as np
 
@@ -6,14 +9,51 @@ from configs.formatting import count, flops, formula, nats, percent, quantity, s
 from scaling.errors import CurveError
 from scaling.forecast.law_sections import HeldOutPrediction, ScoredForecast
 from scaling.report import plots_checks
-from scaling.report import plots_multi_power as plots_curves
 from scaling.report.page import Grid, ReportSource, Section, picture, pluralise
+from scaling.report.plots_multi_power import predictions
 from scaling.studies.multi_power import UNITS, LossCurve, fit_curves, make_curve, score
 from scaling.tables.curves import read_curves, smoothed
 
 SHOWN_SETTINGS = 400  # rows of the sensitivity table
 SMOOTHED = 50  # parts of a run over which its training loss is averaged for a law of whole curves
 CURVE_POINTS = 60  # logged steps that a law of whole curves needs, over the curves it is fitted to
+
+
+def holdout(source: ReportSource) -> Section | None:
+    """Rows that the fit did not see."""
+    checks, view = source.law.checks, source.view
+    rows = checks.holdout
+    if not rows:
+        return None
+    kept = f" to the other {checks.holdout_fit.rows} rows" if checks.holdout_fit else ""
+    rule = f" (rule: {checks.holdout_rule})" if checks.holdout_rule != "none" else ""
+    text = [
+        f"These measurements{rule} were left out, the law was fitted{kept}, and only then were they compared with its "
+        "predictions. The coefficients on this page are of a fit to all rows."
+    ]
+    caption = (
+        "Left: on the line, prediction equals measurement. Right: the relative error of each prediction; a bar that "
+        f"crosses zero is a {source.level} interval that contains the measurement (round), one that does not is drawn "
+        "grey and square."
+    )
+    head = ("run", "#N", "#D", "#measured", "#predicted", f"#{source.level} interval", "#error", "inside")
+    grid = Grid(
+        head,
+        [[r.run, count(r.N), count(r.D), *_prediction_cells(r)] for r in rows],
+        f"Measured and predicted: {view.unit}.",
+        f"All {len(rows)} held-out measurements" if len(rows) > 30 else "",
+    )
+    N, D = np.array([(r.N, r.D) for r in rows]).T
+    pictures = picture(
+        "holdout", "Predicted and measured", caption, plots_checks.holdout(rows, N, D, view.level, view.unit)
+    )
+    return Section("holdout", "Held-out prediction", text, pictures, [grid])
+
+
+def _prediction_cells(row: HeldOutPrediction | ScoredForecast) -> list[str]:
+    """Measured, predicted, interval, error, and whether the interval held."""
+    interval = f"{row.low:.4f} to {row.high:.4f}"
+    return [f"{row.loss:.4f}", f"{row.predicted:.4f}", interval, percent(row.error), "yes" if row.covered else "no"]
 
 
 def backtest(source: ReportSource) -> Section | None:
@@ -37,12 +77,8 @@ def backtest(source: ReportSource) -> Section | None:
     rows = [
         [
             flops(w.largest_compute),
-            str(w.rows),
-            str(w.held_out),
-            f"{w.reach:.3g}x",
-            f"{100 * w.rms_error:.2f} %",
-            percent(w.bias),
-            f"{w.covered} of {w.held_out}",
+            *(str(w.rows), str(w.held_out), f"{w.reach:.3g}x"),
+            *(f"{100 * w.rms_error:.2f} %", percent(w.bias), f"{w.covered} of {w.held_out}"),
         ]
         for w in windows
     ]
@@ -56,10 +92,9 @@ def profile_E(source: ReportSource) -> Section | None:
     found = source.law.uncertainty.profile_E
     if found is None:
         return None
-    low, high = found.interval
-    ends = [significant(v) if v is not None else "no limit" for v in (low, high)]
+    low, high = (significant(v) if v is not None else "no limit" for v in found.interval)
     level = f"{100 * found.level:g} %"
-    text = [f"Refitting everything else at each value of E gives a {level} interval from {ends[0]} to {ends[1]}."]
+    text = [f"Refitting everything else at each value of E gives a {level} interval from {low} to {high}."]
     caption = (
         "The deeper the valley, the better the data fix the loss that remains. Where the curve stays below the "
         "threshold down to zero, the data cannot tell whether there is an irreducible loss at all, and any "
@@ -79,28 +114,24 @@ def sensitivity(source: ReportSource) -> Section | None:
         "differ in."
     ]
     if found.point:
-        at = ", ".join(f"{k} = {quantity(k, v)}" for k, v in found.point.items())
-        text.append(f"The prediction is that of the loss at {at}.")
+        text.append(f"The prediction is that of the loss at {_place(found.point)}.")
     text += [f"{axis} stays as it is: {why}." for axis, why in found.fixed_axes.items()]
-    failed = len(found.failed)
-    if failed:
-        text.append(f"{pluralise(failed, 'combination')} could not be fitted.")
+    if found.failed:
+        text.append(f"{pluralise(len(found.failed), 'combination')} could not be fitted.")
     caption = (
         "Each bar runs from the least to the largest value when only that choice changes, the dot is the "
         "median, and the orange line the fit reported here. The bottom bar changes all choices together. A conclusion "
         "that a bar crosses depends on the choice."
     )
     head = ("", "#least", "#median", "#largest")
-    spread = found.spread.items()
-    rows = [[formula(symbol(k)), *(significant(v) for v in ends)] for k, ends in spread]
+    rows = [[formula(symbol(k)), *map(significant, ends)] for k, ends in found.spread.items()]
     pictures = picture("sensitivity", "What each choice moves", caption, plots_checks.tornado(source.law, found))
-    every = list(found.settings[0].choices)
-    names = list(found.settings[0].params)
+    first, *_ = shown = found.settings[:SHOWN_SETTINGS]
     settings = [
-        [*(s.choices[k] for k in every), str(s.rows), *(significant(s.params[k]) for k in names)]
-        for s in found.settings[:SHOWN_SETTINGS]
+        [*(s.choices[k] for k in first.choices), str(s.rows), *(significant(s.params[k]) for k in first.params)]
+        for s in shown
     ]
-    columns = (*every, "#rows", *(f"#{symbol(k)}" for k in names))
+    columns = (*first.choices, "#rows", *(f"#{symbol(k)}" for k in first.params))
     grids = [Grid(head, rows), Grid(columns, settings, folded=f"All {len(found.settings)} refits")]
     return Section("sensitivity", "Sensitivity", text, pictures, grids)
 
@@ -132,52 +163,31 @@ def forecasts(source: ReportSource) -> Section | None:
     found = source.law.others.forecasts
     if not (found.scored or found.pending or found.changed):
         return None
-    text = []
-    scored = found.scored
-    if scored:
+    text, grids, pictures = [], [], []
+    if scored := found.scored:
         expected = found.expected_coverage
         share = f", where {100 * expected:.0f} % were to be expected" if expected is not None else ""
         text.append(
             f"Of {pluralise(len(scored), 'forecast')} registered before the run, {found.covered} held the "
             f"measurement in the interval{share}; the root mean square error is {100 * found.rms_error:.2f} %."
         )
+        head = ("registered", "for", "#measured", "#predicted", "#interval", "#error", "inside")
+        rows = [[f.date[:10], _place(f.inputs), *_prediction_cells(f)] for f in scored]
+        grids = [Grid(head, rows, "Losses in nats per token.")]
+        if all({"N", "D"} <= f.inputs.keys() for f in scored):
+            N, D = np.array([(f.inputs["N"], f.inputs["D"]) for f in scored]).T
+            caption = "Left: on the line, forecast equals measurement. Right: a bar that crosses zero kept its promise."
+            drawn = plots_checks.holdout(scored, N, D, source.view.level)
+            pictures = picture("forecasts", "Forecasts and what came of them", caption, drawn)
     if found.pending:
         text.append(f"{pluralise(found.pending, 'forecast')} still {'waits' if found.pending == 1 else 'wait'}.")
     if found.changed:
         text.append(f"Changed after they were registered, and not counted: {', '.join(found.changed)}.")
-    grids, pictures = [], []
-    if scored:
-        grids.append(
-            Grid(
-                ("registered", "for", "#measured", "#predicted", "#interval", "#error", "inside"),
-                [_forecast_row(f) for f in scored],
-                "Losses in nats per token.",
-            )
-        )
-        drawn = [_as_held_out(f) for f in scored if {"N", "D"} <= f.inputs.keys()]
-        if len(drawn) == len(scored):
-            caption = "Left: on the line, forecast equals measurement. Right: a bar that crosses zero kept its promise."
-            figure = plots_checks.holdout(drawn, source.view.level)
-            pictures = picture("forecasts", "Forecasts and what came of them", caption, figure)
     return Section("forecasts", "Forecasts", text, pictures, grids)
 
 
-def _as_held_out(forecast: ScoredForecast) -> HeldOutPrediction:
-    """A forecast as a prediction of one row, which has no number in the table."""
-    shared = {k: getattr(forecast, k) for k in ("loss", "predicted", "low", "high", "error", "covered")}
-    return HeldOutPrediction(row=0, run=forecast.file, N=forecast.inputs["N"], D=forecast.inputs["D"], **shared)
-
-
-def _forecast_row(row: ScoredForecast) -> list[str]:
-    return [
-        row.date[:10],
-        ", ".join(f"{k} = {quantity(k, v)}" for k, v in row.inputs.items()),
-        f"{row.loss:.4f}",
-        f"{row.predicted:.4f}",
-        f"{row.low:.4f} to {row.high:.4f}",
-        percent(row.error),
-        "yes" if row.covered else "no",
-    ]
+def _place(inputs: Mapping[str, float]) -> str:
+    return ", ".join(f"{k} = {quantity(k, v)}" for k, v in inputs.items())
 
 
 def whole_curves(source: ReportSource) -> Section | None:
@@ -205,9 +215,8 @@ def whole_curves(source: ReportSource) -> Section | None:
         "curves were fitted, the orange one was predicted from its learning rates alone, which the grey shapes show."
     )
     rows = [[formula(symbol(k)), significant(v), UNITS[k]] for k, v in law.params.items()]
-    pictures = picture(
-        "curve_law", "Curves under other schedules", caption, plots_curves.predictions(law, [unseen, *fitted])
-    )
+    drawn = predictions(law, [unseen, *fitted])
+    pictures = picture("curve_law", "Curves under other schedules", caption, drawn)
     return Section("curve-law", "Whole loss curves", text, pictures, [Grid(("coefficient", "#value", "meaning"), rows)])
 
 
@@ -218,22 +227,17 @@ def _curves_of_one_size(source: ReportSource) -> tuple[float, list[LossCurve], L
     sizes: dict[float, list[LossCurve]] = {}
     for trace in read_curves(source.runs_dir):
         if trace.complete and trace.N:
-            try:
-                kept = np.isfinite(trace.loss)
-                loss = smoothed(trace.loss[kept], max(1, int(kept.sum()) // SMOOTHED))
+            kept = np.isfinite(trace.loss)
+            loss = smoothed(trace.loss[kept], max(1, int(kept.sum()) // SMOOTHED))
+            with suppress(CurveError):
                 curve = make_curve(trace.name, trace.step[kept], trace.lr[kept], loss)
                 sizes.setdefault(trace.N, []).append(curve)
-            except CurveError:
-                continue
-    best = None
-    for N, curves in sizes.items():
-        ordered = sorted(curves, key=lambda c: c.step[-1])
-        fitted, unseen = ordered[:-1], ordered[-1]
+    for N in sorted(sizes, reverse=True):
+        *fitted, unseen = sorted(sizes[N], key=lambda c: c.step[-1])
         points = sum(len(c.step) - c.first for c in fitted)
-        differs = fitted and unseen.step[-1] > 1.2 * fitted[-1].step[-1]
-        if differs and points >= CURVE_POINTS and (best is None or best[0] < N):
-            best = (N, fitted, unseen)
-    return best
+        if points >= CURVE_POINTS and unseen.step[-1] > 1.2 * fitted[-1].step[-1]:
+            return N, fitted, unseen
+    return None
 
 
 def baselines(source: ReportSource) -> Section | None:

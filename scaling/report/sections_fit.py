@@ -1,7 +1,6 @@
 """The sections of a report, each made from law.json, the table and the draws, or left out where they lack it."""
 
 from collections.abc import Callable, Mapping
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -17,11 +16,11 @@ from scaling.design.allocation import (
     profiles,
 )
 from scaling.forecast.fitted_law import FittedLaw
-from scaling.forecast.law_sections import CompanionFit, HeldOutPrediction
-from scaling.laws import Array
+from scaling.forecast.law_sections import CompanionFit
 from scaling.report import plots_allocation, plots_checks, plots_law, sections_checks
 from scaling.report.page import Grid, ReportSource, Section, picture, pluralise
 from scaling.report.plot_style import Scale
+from scaling.report.plots_law import FACTORS
 from scaling.tables.curves import binned, read_curves
 from scaling.validation.known_entropy import verdict
 
@@ -42,21 +41,12 @@ MEANING = {
 def _coefficients(source: ReportSource) -> Section:
     law = source.law
     boot = law.uncertainty.bootstrap
-    boundary = boot.boundary
     rows = []
     for name, value in law.fit.params.items():
-        low, high = law.fit.intervals[name]
-        at_bound = f"{100 * boundary[name]:.1f} %" if name in boundary else "–"
-        fixed = " (fixed)" if name in law.fit.pinned else ""
-        rows.append(
-            [
-                formula(symbol(name) + fixed),
-                significant(value, 6),
-                f"{significant(low)} to {significant(high)}",
-                at_bound,
-                formula(MEANING.get(name, "")),
-            ]
-        )
+        label = formula(symbol(name) + (" (fixed)" if name in law.fit.pinned else ""))
+        interval = " to ".join(map(significant, law.fit.intervals[name]))
+        at_bound = f"{100 * boot.boundary[name]:.1f} %" if name in boot.boundary else "–"
+        rows.append([label, significant(value, 6), interval, at_bound, formula(MEANING.get(name, ""))])
     unit = "whole runs" if boot.clustered else "single rows"
     note = (
         f"Intervals: {boot.draws:,} {boot.method} bootstrap draws of {unit} ({boot.clusters} of them). "
@@ -66,16 +56,13 @@ def _coefficients(source: ReportSource) -> Section:
     head = ("coefficient", "#value", f"#{source.level} interval", "#at a bound", "meaning")
     text = [f"{law.fit.formula or law.fit.law}. {law.fit.paper}", *filter(None, [verdict(law)])]
     grids = [Grid(head, rows, note)]
-    others = [_companion_row(fit) for fit in law.others.fits.values()]
-    if others:
-        grids.append(
-            Grid(
-                ("law in one variable", "#scale", "#α", f"#{source.level} interval of α", "fitted to"),
-                others,
-                "These describe models that only one thing limits, so they are fitted to the lower envelope of the "
-                "measurements (Kaplan et al. 2020, arXiv:2001.08361).",
-            )
+    if law.others.fits:
+        head = ("law in one variable", "#scale", "#α", f"#{source.level} interval of α", "fitted to")
+        note = (
+            "These describe models that only one thing limits, so they are fitted to the lower envelope of the "
+            "measurements (Kaplan et al. 2020, arXiv:2001.08361)."
         )
+        grids.append(Grid(head, [_companion_row(fit) for fit in law.others.fits.values()], note))
     pictures = picture(
         "pairs",
         "Which coefficients the data leave open",
@@ -116,12 +103,9 @@ def _law_section(source: ReportSource) -> Section:
         "The thick line is the least loss that the law allows at a budget, over all sizes. "
         f"{view.compute.words}. Dots below the band would mean that the law is wrong."
     )
-    pictures = [
-        *picture(
-            "law_n_d", "Loss against parameters and tokens", caption, plots_law.slices(source.view, source.scales)
-        ),
-        *picture("law_c", "Loss against compute", compute, plots_law.compute(source.view, source.scales["N"])),
-    ]
+    slices, against_compute = plots_law.slices(view, source.scales), plots_law.compute(view, source.scales["N"])
+    pictures = picture("law_n_d", "Loss against parameters and tokens", caption, slices)
+    pictures += picture("law_c", "Loss against compute", compute, against_compute)
     return Section("law", "The law and its data", [], pictures)
 
 
@@ -132,51 +116,9 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
         for name, scale in scales.items()
         if len(scale.shown()) < len(scale.values)
     ]
-    if not parts:
-        return ""
     drawn = " and ".join(parts)
-    return f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
-
-
-def _holdout(source: ReportSource) -> Section | None:
-    checks = source.law.checks
-    rows = checks.holdout
-    if not rows:
-        return None
-    kept = f" to the other {checks.holdout_fit.rows} rows" if checks.holdout_fit else ""
-    rule = f" (rule: {checks.holdout_rule})" if checks.holdout_rule != "none" else ""
-    text = [
-        f"These measurements{rule} were left out, the law was fitted{kept}, and only then were they compared with its "
-        "predictions. The coefficients on this page are of a fit to all rows."
-    ]
-    caption = (
-        "Left: on the line, prediction equals measurement. Right: the relative error of each prediction; a bar that "
-        f"crosses zero is a {source.level} interval that contains the measurement (round), one that does not is drawn "
-        "grey and square."
-    )
-    grid = Grid(
-        ("run", "#N", "#D", "#measured", "#predicted", f"#{source.level} interval", "#error", "inside"),
-        [_holdout_row(r) for r in rows],
-        f"Measured and predicted: {source.view.unit}.",
-        f"All {len(rows)} held-out measurements" if len(rows) > 30 else "",
-    )
-    drawn = plots_checks.holdout(rows, source.view.level, source.view.unit)
-    return Section(
-        "holdout", "Held-out prediction", text, picture("holdout", "Predicted and measured", caption, drawn), [grid]
-    )
-
-
-def _holdout_row(row: HeldOutPrediction) -> list[str]:
-    return [
-        row.run,
-        count(row.N),
-        count(row.D),
-        f"{row.loss:.4f}",
-        f"{row.predicted:.4f}",
-        f"{row.low:.4f} to {row.high:.4f}",
-        percent(row.predicted / row.loss - 1),
-        "yes" if row.low <= row.loss <= row.high else "no",
-    ]
+    between = f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
+    return between if parts else ""
 
 
 def _residuals(source: ReportSource) -> Section | None:
@@ -202,7 +144,7 @@ def _allocation(source: ReportSource) -> Section | None:
         return None
     C = view.table.columns["C"]
     top = float(C.max())
-    marked = top * np.array([1.0, 10.0, 100.0, 1000.0])
+    marked = top * FACTORS
     budgets = np.unique(np.concatenate([np.geomspace(float(C.min()), marked[-1], 60), marked]))
     approaches = allocate(view, budgets, _traces(source))
     law = next(a for a in approaches if a.name == "parametric")
@@ -214,9 +156,10 @@ def _allocation(source: ReportSource) -> Section | None:
     if view.declared.name == "chinchilla":
         closed = has_closed_form(view.declared, view.compute)
         why = ("β/(α+β) = ", "α/(α+β) = ", "(equation 4)") if closed else ("", "", "over the measured compute")
-        spread = measured_exponents(view, view.thinned) if view.thinned else ()
         a, b = (f"{float(v):.3f}" for v in measured_exponents(view, source.law.fit.params))
-        a, b = (value + _spread(view, draws) for value, draws in zip_longest((a, b), spread))
+        if view.thinned:
+            ends = [map(float, view.bounds(draws)) for draws in measured_exponents(view, view.thinned)]
+            a, b = (f"{value} ({low:.3f} to {high:.3f})" for value, (low, high) in zip((a, b), ends, strict=True))
         text.append(
             f"The fitted law gives N_opt ∝ C^a with a = {why[0]}{a} and D_opt ∝ C^b with b = {why[1]}{b} {why[2]}."
         )
@@ -240,30 +183,26 @@ def _allocation(source: ReportSource) -> Section | None:
     ways = [_approach_row(a, view, top) for a in approaches]
     head = ("approach", "#exponent a", f"#{source.level} interval", f"#best N at {flops(top)}", "#best D", "remarks")
     rows = []
-    for factor, budget in zip((1, 10, 100, 1000), marked, strict=True):
+    for factor, budget in zip(FACTORS, marked, strict=True):
         at = int(np.abs(budgets - budget).argmin())
         N, low, high = law.N[at], law.low[at], law.high[at]
         D, D_low, D_high = (float(view.compute.tokens(n, budgets[at])) for n in (N, high, low))
         cells = [f"{count(N)} ({count(low)} to {count(high)})", f"{count(D)} ({count(D_low)} to {count(D_high)})"]
-        rows.append([flops(budgets[at]), f"{factor}x", *cells, f"{D / N:.3g}"])
-    table = Grid(
-        ("#budget C (FLOPs)", "#of the largest", "#best N", "#best D", "#tokens per parameter"), rows, "By approach 3."
-    )
-    return Section("allocation", "Compute-optimal allocation", text, pictures, [Grid(head, ways), table])
+        rows.append([flops(budgets[at]), f"{factor:.0f}x", *cells, f"{D / N:.3g}"])
+    grids = [Grid(head, ways)]
+    budget_head = ("#budget C (FLOPs)", "#of the largest", "#best N", "#best D", "#tokens per parameter")
+    grids.append(Grid(budget_head, rows, "By approach 3."))
+    return Section("allocation", "Compute-optimal allocation", text, pictures, grids)
 
 
 def _traces(source: ReportSource) -> list[Trace]:
     """Training curves against compute, of the runs that are fitted."""
     if source.runs_dir is None or source.view.compute.definition == "6nd":
         return []
-    found = [c for c in read_curves(source.runs_dir) if c.complete and c.N and c.name in source.view.table.run]
-    sizes = dict(zip(source.view.table.run, source.view.table.columns["N"], strict=True))
-    traces = []
-    for curve in found:
-        C, loss = binned(curve.flops, curve.loss)
-        if len(C) > 1:
-            traces.append(Trace(curve.name, float(sizes[curve.name]), C, loss))
-    return traces
+    sizes = dict(zip(source.view.table.run, source.view.table.columns["N"].tolist(), strict=True))
+    found = [c for c in read_curves(source.runs_dir) if c.complete and c.N and c.name in sizes]
+    traces = [Trace(c.name, sizes[c.name], *binned(c.flops, c.loss)) for c in found]
+    return [t for t in traces if len(t.C) > 1]
 
 
 def _approach_row(approach: Approach, view: FittedLaw, top: float) -> list[str]:
@@ -276,20 +215,12 @@ def _approach_row(approach: Approach, view: FittedLaw, top: float) -> list[str]:
     return [approach.title, *cells, "; ".join(approach.notes)]
 
 
-def _spread(view: FittedLaw, draws: Array | None) -> str:
-    if draws is None:
-        return ""
-    low, high = view.bounds(draws)
-    return f" ({float(low):.3f} to {float(high):.3f})"
-
-
 def _fan(source: ReportSource) -> Section | None:
     if not source.view.is_surface:
         return None
-    steps = plots_law.extrapolated(source.view)
     rows = [
-        [f"{s.factor:.0f}x", flops(s.C), f"{s.loss:.4f}", f"{s.low:.4f} to {s.high:.4f}", f"{s.high - s.low:.4f}"]
-        for s in steps
+        [f"{factor:.0f}x", flops(C), f"{loss:.4f}", f"{low:.4f} to {high:.4f}", f"{high - low:.4f}"]
+        for factor, C, loss, low, high in plots_law.extrapolated(source.view)
     ]
     caption = (
         "The least loss at a budget, carried on to a thousand times the largest compute measured (grey). "
@@ -299,9 +230,8 @@ def _fan(source: ReportSource) -> Section | None:
     head = ("compute", "#C (FLOPs)", "#loss", f"#{source.level} interval", "#width")
     drawn = plots_law.fan(source.view, source.scales["N"])
     pictures = picture("extrapolation", "Beyond the data", caption, drawn)
-    return Section(
-        "extrapolation", "Extrapolation", [], pictures, [Grid(head, rows, f"Losses in {source.view.loss_unit}.")]
-    )
+    grid = Grid(head, rows, f"Losses in {source.view.loss_unit}.")
+    return Section("extrapolation", "Extrapolation", [], pictures, [grid])
 
 
 def _curves(source: ReportSource) -> Section | None:
@@ -357,50 +287,34 @@ def _fact(value: Any) -> str:
 
 def _excluded(source: ReportSource) -> Section:
     rows = [[str(e.row), e.reason] for e in source.law.data.excluded]
-    if not rows:
-        return Section("excluded", "What was left out", ["Nothing: every row of the table was used."])
-    return Section("excluded", "What was left out", [], [], [Grid(("row or run", "why"), rows)])
+    text = [] if rows else ["Nothing: every row of the table was used."]
+    return Section("excluded", "What was left out", text, grids=[Grid(("row or run", "why"), rows)] if rows else [])
 
 
 def _runs(source: ReportSource) -> Section:
-    view = source.view
-    table, columns = view.table, view.table.columns
+    view, table = source.view, source.view.table
+    columns, response = table.columns, view.declared.response
     needed = set(view.declared.variables) <= columns.keys()
     fitted = view.declared.evaluate(source.law.fit.params, columns) if needed else np.full(len(table), np.nan)
-    measured = columns[view.declared.response]
     order = np.lexsort((columns["D"], columns["N"]))[:MOST_ROWS]
     rows = [
         [
-            table.run[i],
-            count(columns["N"][i]),
-            count(columns["D"][i]),
-            flops(columns["C"][i]),
-            f"{columns['D'][i] / columns['N'][i]:.3g}",
-            f"{measured[i]:.4f}",
-            f"{fitted[i]:.4f}",
-            percent(measured[i] / fitted[i] - 1),
+            *(table.run[i], count(N), count(D), flops(C), f"{D / N:.3g}"),
+            *(f"{measured:.4f}", f"{fitted[i]:.4f}", percent(measured / fitted[i] - 1)),
         ]
         for i in order
+        for N, D, C, measured in [[columns[k][i] for k in ("N", "D", "C", response)]]
     ]
-    cut = f"The first {MOST_ROWS} of {len(table)} rows." if len(table) > MOST_ROWS else ""
-    head = (
-        "run",
-        "#N",
-        "#D",
-        "#C (FLOPs)",
-        "#tokens per parameter",
-        f"#{view.declared.response}",
-        "#fitted",
-        "#residual",
-    )
-    note = f"Measured and fitted: {view.unit}. {cut}".strip()
+    cut = f" The first {MOST_ROWS} of {len(table)} rows." if len(table) > MOST_ROWS else ""
+    head = ("run", "#N", "#D", "#C (FLOPs)", "#tokens per parameter", f"#{response}", "#fitted", "#residual")
     folded = f"All {len(table)} rows" if len(table) > 40 else ""
-    return Section("runs", "Every measurement", [], [], [Grid(head, rows, note, folded)])
+    grid = Grid(head, rows, f"Measured and fitted: {view.unit}.{cut}", folded)
+    return Section("runs", "Every measurement", grids=[grid])
 
 
 SECTIONS: tuple[Callable[[ReportSource], Section | None], ...] = (
     _law_section,
-    _holdout,
+    sections_checks.holdout,
     sections_checks.backtest,
     _coefficients,
     sections_checks.profile_E,
