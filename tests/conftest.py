@@ -46,7 +46,7 @@ SLOWEST_FIRST = [
     "train/sweep/test_trunk.py",
     "train/engine/test_release.py",
     "data/loading/test_mixture.py",
-    "train/test_parts.py",
+    "train/test_main.py",
 ]
 """Files of more than ten seconds, by their time: a worker that begins one of them at last lets the others wait."""
 

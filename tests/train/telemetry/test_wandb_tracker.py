@@ -1,6 +1,9 @@
 """W&B is best effort: what reaches its files, and that nothing it does reaches the training."""
 
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import wait_for
+from tests.conftest import ROOT, wait_for
 from train.config import WandbConfig
 from train.telemetry import wandb_tracker as tracking
 from train.telemetry.wandb_tracker import Tracker, stable_id
@@ -273,3 +276,67 @@ def test_a_server_that_hangs_in_mid_run_costs_no_time(tmp_path: Path, monkeypatc
     assert time.perf_counter() - begin < 5
     assert len(run.rows) == 1
     answer.set()
+
+
+def make_tracker(mode: Any, run_dir: Path) -> Tracker:
+    return Tracker(WandbConfig(mode=mode), "name", run_dir, {"lr": 0.1})
+
+
+def test_offline_run_is_written_where_wandb_sync_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    tracker = make_tracker("offline", tmp_path)
+    for step in range(1, 4):
+        tracker.log({"step": step, "tokens": step * 100, "loss": 5.0 - step})
+    tracker.finish({"val_loss": 2.0})
+    [binary] = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    deadline = time.monotonic() + 30  # W&B's own process writes the file
+    while b"val_loss" not in binary.read_bytes() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    content = binary.read_bytes()
+    assert all(word in content for word in (stable_id(tmp_path).encode(), b"tokens", b"loss", b"val_loss"))
+
+
+def test_a_resumed_run_keeps_its_id_and_another_run_has_its_own(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    assert stable_id(tmp_path / "a") == stable_id(tmp_path / "a")
+    assert stable_id(tmp_path / "a") != stable_id(tmp_path / "b")
+
+
+_DEAD_SERVER = """
+import sys, time
+from pathlib import Path
+from train.config import WandbConfig
+from train.telemetry.wandb_tracker import Tracker
+begin = time.perf_counter()
+tracker = Tracker(WandbConfig(mode="online"), "name", Path(sys.argv[1]), {})
+for step in range(1000):
+    tracker.log({"step": step, "tokens": step, "loss": 1.0})
+print("queued in", time.perf_counter() - begin)
+"""
+
+
+def test_dead_server_does_not_hold_training(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment |= {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    begin = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _DEAD_SERVER, str(tmp_path)],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split()[-1]) < 5  # an init that blocked would take 100 s
+    assert time.perf_counter() - begin < 60
+
+
+def test_missing_wandb_is_said_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    tracker = make_tracker("offline", tmp_path)
+    tracker.log({"step": 1})
+    tracker.finish({})
+    assert "W&B is off for this run" in capsys.readouterr().err
