@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 import scaling.laws
+from scaling.fit.estimate import fit, loss_named
 from scaling.laws import LAWS, Law
-from tests.helpers.scaling_tables import TRUTH, grid
+from tests.helpers.scaling_tables import TRUTH, grid, table
 
 N, D, S, U = 3e8, 7e9, 2e4, 1e9
 COUPLED = {"E": 1.2, "A": 300.0, "B": 900.0, "alpha": 0.4, "beta": 0.5, "gamma": 0.6}
@@ -115,3 +116,29 @@ def test_data_seen_once_is_not_repeated():
     tokens = {**columns, "U": columns["D"]}
     law = LAWS["data_constrained"].evaluate({**REPEATED, "R_N": 1e5}, tokens)
     np.testing.assert_allclose(law, LAWS["chinchilla"].evaluate(TRUTH, columns), rtol=2e-3)
+
+
+def test_every_law_recovers_its_own_truth():
+    rng = np.random.default_rng(0)
+    columns = grid(np.geomspace(1e7, 3e9, 7), np.array([3.0, 10, 30, 100, 300]))
+    columns |= {"C": 6 * columns["N"] * columns["D"], "S": columns["D"] / 5e5}
+    columns["U"] = columns["D"] / rng.choice([1.0, 3.0, 12.0, 50.0], len(columns["N"]))
+    truths = {
+        "chinchilla_tied": {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.35},
+        "kaplan_n": {"N_c": 8.8e13, "alpha": 0.076},
+        "kaplan_d": {"D_c": 5.4e13, "alpha": 0.095},
+        "kaplan_c": {"C_c": 2.7e28, "alpha": 0.05},
+        "kaplan_nd": {"N_c": 6.4e13, "D_c": 1.8e13, "alpha_N": 0.076, "alpha_D": 0.103},
+        "kaplan_ns": {"N_c": 6.5e13, "S_c": 2.1e3, "alpha_N": 0.077, "alpha_S": 0.76},
+        "coupled": {"E": 1.2, "A": 300.0, "B": 900.0, "alpha": 0.4, "beta": 0.5, "gamma": 0.6},
+        "data_constrained": {"E": 1.87, "A": 521.0, "B": 1488.0, "alpha": 0.353, "beta": 0.36, "R_N": 5.3, "R_D": 15.4},
+    }
+    for name, truth in truths.items():
+        points = table({**columns, "loss": LAWS[name].evaluate(truth, columns)})
+        assert fit(LAWS[name], points).params == pytest.approx(truth, rel=1e-6), name
+    loss = np.linspace(2.0, 4.0, 35)
+    truth = {"a": 0.7, "k": 2.5, "L_0": 2.6, "b": 0.25}
+    score = LAWS["task_sigmoid"].evaluate(truth, {"loss": loss})
+    points = table({**columns, "loss": loss, "score": score})
+    assert fit(LAWS["task_sigmoid"], points, loss_named("mse")).params == pytest.approx(truth, rel=1e-6)
+    assert set(truths) | {"chinchilla", "task_sigmoid"} == set(LAWS)

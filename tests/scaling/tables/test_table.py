@@ -6,6 +6,8 @@ import pytest
 
 from scaling.errors import TableError
 from scaling.tables.read import read_table
+from scaling.tables.table import frontier
+from tests.helpers.scaling_tables import table
 
 HEADER = "N,D,loss\n"
 
@@ -179,3 +181,8 @@ def test_branches_of_a_trunk_are_one_cluster(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text("N,D,loss,run,cluster\n1,2,3,x,\n1,2,4,y,z\n1,2,5,,\n")
     assert read_table(path).cluster == ["x", "z", "row 3"]
+
+
+def test_frontier_is_the_lower_envelope():
+    columns = {"N": np.array([1.0, 2, 3, 4]), "D": np.ones(4), "loss": np.array([4.0, 5.0, 3.0, 3.5])}
+    assert list(frontier(table(columns), "N")) == [True, False, True, False]

@@ -2,9 +2,12 @@ import numpy as np
 import pytest
 
 from scaling.errors import FitError
+from scaling.fit.folds import compute_folds
 from scaling.laws import LAWS
-from scaling.validation.backtest import backtest, held_out
+from scaling.validation.backtest import backtest, expanding_windows, held_out
 from tests.helpers.scaling_tables import simulated
+
+CHINCHILLA = LAWS["chinchilla"]
 
 
 @pytest.mark.parametrize(
@@ -43,3 +46,16 @@ def test_a_true_law_predicts_what_it_has_not_seen():
     assert len(scored) == 4
     assert max(abs(s.error) for s in scored) < 0.01
     assert all(s.low < s.predicted < s.high for s in scored)
+
+
+def test_windows_expand_and_never_look_ahead():
+    points = simulated(noise=0.003)
+    folds = compute_folds(points)
+    sizes = [int((~out).sum()) for out in folds]
+    assert sizes == sorted(sizes)
+    for out in folds:
+        assert points.columns["C"][out].min() > points.columns["C"][~out].max()
+    windows = expanding_windows(CHINCHILLA, points, draws=100)
+    assert windows
+    assert all(w.reach > 1 and w.held_out == len(w.scored) for w in windows)
+    assert windows[-1].rms_error < 0.02
