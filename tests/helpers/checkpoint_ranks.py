@@ -57,6 +57,7 @@ class Case:
                 "--data.vocab_size=299",  # odd, so that partitions cut through parameters
                 "--model.parametrization=completep",  # more groups of parameters
                 "--checkpoint.keep=9",
+                "--train.micro_batch_size=4",
             ],
         )
         self.mixture = open_mixture(self.run.data)

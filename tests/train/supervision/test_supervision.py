@@ -38,7 +38,7 @@ def whole(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run_dir
 
 
-LONG = ("--train.steps=100", "--parallel.pipeline_stages=2")
+LONG = ("--train.steps=100", "--train.micro_batch_size=4", "--parallel.pipeline_stages=2")
 
 
 @pytest.mark.slow
