@@ -31,7 +31,7 @@ def excess(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], fl
     assert done.returncode == 0, done.stdout + done.stderr
     records = [read_record(path.parent) for path in Path(folder / "runs").glob("*/record.json")]
     assert [r["entropy_rate"] for r in records] == pytest.approx([1.76696] * len(records), abs=5e-6)
-    budgets = {r["D"]: max(tokens for tokens in TOKENS if tokens <= r["D"]) for r in records}  # D is rounded up to steps
+    budgets = {r["D"]: max(tokens for tokens in TOKENS if tokens <= r["D"]) for r in records}  # D in whole steps
     return {(r["d_model"], budgets[r["D"]]): r["val_loss"] - r["entropy_rate"] for r in records}
 
 
