@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -91,32 +91,26 @@ class Pool:
         if self.devices.parallel_runs is not None and self._taken >= self.devices.parallel_runs:
             return None
         if self.devices.runs_per_gpu > 1:
-            return self._take_share() if run.devices == 1 else None
+            places = [(host, (number,)) for host, numbers in self._free.items() for number in numbers]
+            return self._hand_out([max(places, key=places.count)]) if places and run.devices == 1 else None
         count = 1 if self.devices.hold_whole_runs else run.devices
         fitting = [host for host, free in self._free.items() if len(free) >= count]
         if fitting:
-            return self._hand_out({min(fitting, key=lambda host: len(self._free[host])): count})
-        whole: dict[str, int] = {}
+            host = min(fitting, key=lambda host: len(self._free[host]))
+            return self._hand_out([(host, tuple(self._free[host][:count]))])
+        whole: list[tuple[str, tuple[int, ...]]] = []
         for host, numbers in self.devices.hosts.items():
-            if numbers and len(self._free[host]) == len(numbers) <= count - sum(whole.values()):
-                whole[host] = len(numbers)
-        return self._hand_out(whole) if len(whole) > 1 and sum(whole.values()) == count else None
+            if numbers and len(self._free[host]) == len(numbers) <= count:
+                whole.append((host, tuple(self._free[host])))
+                count -= len(numbers)
+        return self._hand_out(whole) if len(whole) > 1 and not count else None
 
-    def _take_share(self) -> Slot | None:
-        free = [(host, number) for host, numbers in self._free.items() for number in numbers]
-        if not free:
-            return None
-        host, number = max(free, key=free.count)
-        self._free[host].remove(number)
+    def _hand_out(self, taken: Sequence[tuple[str, tuple[int, ...]]]) -> Slot:
+        for host, numbers in taken:
+            for number in numbers:
+                self._free[host].remove(number)
         self._taken += 1
-        return Slot(((host, (number,)),))
-
-    def _hand_out(self, counts: Mapping[str, int]) -> Slot:
-        taken = tuple((host, tuple(self._free[host][:count])) for host, count in counts.items())
-        for host, count in counts.items():
-            del self._free[host][:count]
-        self._taken += 1
-        return Slot(taken)
+        return Slot(tuple(taken))
 
     def give_back(self, slot: Slot) -> None:
         """Take devices back."""

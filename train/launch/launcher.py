@@ -30,31 +30,6 @@ def deepspeed_program() -> list[str]:
     return [sys.executable, str(program)]
 
 
-def launch_arguments(
-    worker: Path, processes: int, slot: Slot, port: int, devices: Devices, more: Sequence[str] = ()
-) -> list[str]:
-    """Return what the launcher needs to start a worker of `processes` on `slot`; see `launch_command`."""
-    if devices.hold_whole_runs:
-        place = ["--num_accelerators", str(processes)]
-    else:
-        hosts = "@".join(f"{host}:{','.join(map(str, numbers))}" for host, numbers in slot.devices)
-        place = ["--include", hosts]
-    if devices.hostfile is not None:
-        place += ["--hostfile", str(devices.hostfile)]
-        if all(is_local(host) for host, _ in slot.devices):  # the launcher would ask ssh even so
-            place += ["--no_ssh_check", "--master_addr", "127.0.0.1"]
-        else:  # without this it starts the processes of a single machine here, even if the machine is another one
-            place += ["--force_multi"]
-    else:
-        place += ["--hostfile", os.devnull]  # otherwise the launcher reads /job/hostfile where that exists
-    return [*place, "--master_port", str(port), *more, *training_program(worker)]
-
-
-def training_program(worker: Path) -> list[str]:
-    """Return the script that a worker runs, and its arguments."""
-    return [str(PRETRAIN), "--jobs", str(worker.resolve())]
-
-
 def launch_command(
     worker: Path, processes: int, slot: Slot, port: int, devices: Devices, more: Sequence[str] = ()
 ) -> list[str]:
@@ -68,9 +43,23 @@ def launch_command(
         devices: what the slot is part of.
         more: further arguments for the launcher, or for srun.
     """
+    program = [str(PRETRAIN), "--jobs", str(worker.resolve())]
     if devices.remote == "slurm":
-        return step_command(slot, port, devices, more, [sys.executable, "-u", *training_program(worker)])
-    return [*deepspeed_program(), *launch_arguments(worker, processes, slot, port, devices, more)]
+        return step_command(slot, port, devices, more, [sys.executable, "-u", *program])
+    if devices.hold_whole_runs:
+        place = ["--num_accelerators", str(processes)]
+    else:
+        hosts = "@".join(f"{host}:{','.join(map(str, numbers))}" for host, numbers in slot.devices)
+        place = ["--include", hosts]
+    if devices.hostfile is None:
+        place += ["--hostfile", os.devnull]  # otherwise the launcher reads /job/hostfile where that exists
+    else:
+        place += ["--hostfile", str(devices.hostfile)]
+        if all(is_local(host) for host, _ in slot.devices):  # the launcher would ask ssh even so
+            place += ["--no_ssh_check", "--master_addr", "127.0.0.1"]
+        else:  # without this it starts the processes of a single machine here, even if the machine is another one
+            place += ["--force_multi"]
+    return [*deepspeed_program(), *place, "--master_port", str(port), *more, *program]
 
 
 def launch_environment(worker: Path, processes: int, devices: Devices) -> dict[str, str]:
@@ -139,10 +128,6 @@ class Worker:
     def is_overdue(self, seconds: float) -> bool:
         """Return whether it was told to end longer ago than that."""
         return self.ending_since is not None and time.monotonic() - self.ending_since > seconds
-
-    def has_ended(self) -> bool:
-        """Return whether the launcher has ended; its exit status is then that of a run that failed, or 0."""
-        return self.process.poll() is not None
 
 
 def start_worker(

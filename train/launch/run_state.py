@@ -1,7 +1,7 @@
 """What a run's directory says about the run, read without touching it."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -55,15 +55,23 @@ def read_state(run: Run, running: bool, failure: str | None, unneeded: str | Non
     return RunState("resumable" if step else "pending", step, row, note=note)
 
 
-def read_states(runs: tuple[Run, ...], unneeded: Mapping[str, str] | None = None) -> dict[str, RunState]:
-    """Read the states of all runs of a sweep, by name; of those `unneeded`, given with the reason, say so."""
-    unneeded = unneeded or {}
-    jobs = [current_job(worker) for worker in {worker for _, worker in marked_processes()}]
-    alive = {job.run_dir for job in jobs if job is not None}
+def read_states(
+    runs: tuple[Run, ...], unneeded: Mapping[str, str], running: Collection[str] | None = None
+) -> dict[str, RunState]:
+    """Read the states of all runs of a sweep, by name.
+
+    Args:
+        runs: the runs.
+        unneeded: those that need not be started, with the reason.
+        running: those that workers train; by the processes of this machine if it is None.
+    """
+    if running is None:
+        jobs = [current_job(worker) for worker in {worker for _, worker in marked_processes()}]
+        alive = {job.run_dir for job in jobs if job is not None}
+        running = [run.name for run in runs if run.directory.resolve() in alive]
     failures = last_failures(runs[0].directory.parent)
     return {
-        run.name: read_state(run, run.directory.resolve() in alive, failures.get(run.name), unneeded.get(run.name))
-        for run in runs
+        run.name: read_state(run, run.name in running, failures.get(run.name), unneeded.get(run.name)) for run in runs
     }
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 
 from configs.cli import DESCRIPTIONS, Status
 from configs.reader import as_tree
@@ -22,10 +21,10 @@ from train.distributed.ports import reserve_port
 from train.exit_codes import NOT_RETRYABLE
 from train.launch.devices import Pool, Slot
 from train.launch.display import SweepProgress
-from train.launch.events import last_failures, last_meaningful_lines, note_event
+from train.launch.events import last_meaningful_lines, note_event
 from train.launch.launcher import Worker, deepspeed_program, launch_command, start_worker
 from train.launch.plan import Plan
-from train.launch.run_state import RunState, checkpoint_step, read_state
+from train.launch.run_state import RunState, checkpoint_step, read_states
 from train.supervision.heartbeat import HeartbeatReader, forget_beats, hung_ranks
 from train.supervision.processes import processes_of, start_guard, stop
 from train.sweep.run import Run
@@ -78,19 +77,6 @@ class _Attempt:
     """Hears its ranks."""
 
 
-@dataclass
-class _Interrupts:
-    """Signals that asked this process to end."""
-
-    received: list[int]
-
-    def __bool__(self) -> bool:
-        return bool(self.received)
-
-    def repeated(self) -> bool:
-        return len(self.received) > 1
-
-
 def run_sweep(
     plan: Plan,
     prepare: Callable[[], None],
@@ -130,7 +116,7 @@ def run_sweep(
         waiting = [run for run in plan.order() if complete_record(run.directory) is None]
         skipped = unneeded()
         if all(run.name in skipped for run in waiting):
-            return SweepOutcome(_states(plan, set(), skipped), [], None)
+            return SweepOutcome(read_states(sweep.runs, skipped, set()), [], None)
         prepare()
         guard = start_guard(directory, sweep.config.grace_seconds)
         try:
@@ -148,17 +134,13 @@ def _deepspeed(plan: Plan) -> Command:
 
 
 @contextmanager
-def _interrupts() -> Iterator[_Interrupts]:
-    """Collect signals instead of dying of them."""
-    interrupts = _Interrupts([])
-
-    def collect(number: int, frame: FrameType | None) -> None:
-        interrupts.received.append(number)
-
+def _interrupts() -> Iterator[list[int]]:
+    """Collect signals that ask this process to end, instead of dying of them."""
+    interrupts: list[int] = []
     signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     # What is ignored already stays ignored: that is what nohup asks for.
     heard = [number for number in signals if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, collect) for number in heard}
+    before = {number: signal.signal(number, lambda received, frame: interrupts.append(received)) for number in heard}
     try:
         yield interrupts
     finally:
@@ -175,7 +157,7 @@ class _Scheduler:
         unneeded: Callable[[], Mapping[str, str]],
         skipped: Mapping[str, str],
         progress: SweepProgress,
-        interrupts: _Interrupts,
+        interrupts: list[int],
     ) -> None:
         self.plan, self.command, self.completed, self.ask = plan, command, completed, unneeded
         self.unneeded = skipped
@@ -208,19 +190,19 @@ class _Scheduler:
         if self.interrupts:
             self._stop_all()
         else:
-            self._tell_unneeded(waiting)
-        return SweepOutcome(self._states(), self.failures, self.interrupts.received[0] if self.interrupts else None)
+            for run in waiting:
+                note_event(self.config.directory, run.name, "not needed", reason=self.unneeded[run.name])
+                self.progress.say(f"{run.name}: not needed, {self.unneeded[run.name]}")
+        return SweepOutcome(self._states(), self.failures, self.interrupts[0] if self.interrupts else None)
+
+    def _hurry(self) -> bool:
+        return len(self.interrupts) > 1
 
     def _needed(self, waiting: list[Run]) -> list[Run]:
         """Return the runs that are needed, or whose branches are."""
         needed = [run for run in waiting if run.name not in self.unneeded]
         trunks = {run.config.branch.run for run in needed if run.config.branch and not self._is_ready(run)}
         return [run for run in waiting if run in needed or run.name in trunks]
-
-    def _tell_unneeded(self, left: list[Run]) -> None:
-        for run in left:
-            note_event(self.config.directory, run.name, "not needed", reason=self.unneeded[run.name])
-            self.progress.say(f"{run.name}: not needed, {self.unneeded[run.name]}")
 
     def _is_ready(self, run: Run) -> bool:
         """Return whether what the run branches off from, if anything, has come that far."""
@@ -252,7 +234,7 @@ class _Scheduler:
         """Return an idle worker of that size that may take another run."""
         most = self.config.runs_per_launch or math.inf
         fitting = (w for w in self._idle_workers() if w.processes == processes and w.handed < most)
-        return next((worker for worker in fitting if not worker.has_ended()), None)
+        return next((worker for worker in fitting if worker.process.poll() is None), None)
 
     def _launch(self, run: Run) -> Worker | None:
         """Start a worker of the size of `run`, or return None while there is no room."""
@@ -295,9 +277,10 @@ class _Scheduler:
         record = complete_record(attempt.run.directory) if attempt is not None else None
         over = code is not None or (attempt is not None and record is None)  # no worker outlives a failure
         if over or worker.is_overdue(self.config.grace_seconds):
-            stop(worker.directory, min(5.0, self.config.grace_seconds), self.interrupts.repeated)
-            if attempt is not None:
-                _append(attempt.run.directory / "log.txt", worker.log, attempt.launcher_log_start)
+            stop(worker.directory, min(5.0, self.config.grace_seconds), self._hurry)
+            if attempt is not None:  # its log ends with what the launcher had to say
+                with (attempt.run.directory / "log.txt").open("ab") as log:
+                    log.write(worker.log.read_bytes()[attempt.launcher_log_start :])
             self._release(worker)
         if attempt is None:
             return None
@@ -310,7 +293,7 @@ class _Scheduler:
         if attempt is None or not attempt.listener.overdue():
             return ""
         reason = hung_ranks(attempt.run.directory, attempt.run.devices)
-        stop(worker.directory, min(5.0, self.config.grace_seconds), self.interrupts.repeated)
+        stop(worker.directory, min(5.0, self.config.grace_seconds), self._hurry)
         worker.process.wait()
         return reason
 
@@ -341,11 +324,11 @@ class _Scheduler:
         shutil.rmtree(worker.directory, ignore_errors=True)
 
     def _stop_all(self) -> None:
-        name = signal.Signals(self.interrupts.received[0]).name
+        name = signal.Signals(self.interrupts[0]).name
         grace = self.config.grace_seconds
         self.progress.say(f"{name}: ending {len(self.running)} run(s) within {grace:.0f} s; once more kills them now")
         # One call for all: a run that is launched through a wrapper may take a while, and they need not queue for it.
-        stop(self.config.directory, grace, self.interrupts.repeated)
+        stop(self.config.directory, grace, self._hurry)
         for worker in list(self.workers):
             self._release(worker)
         for attempt in self.running.values():
@@ -354,22 +337,8 @@ class _Scheduler:
         self.running.clear()
 
     def _states(self) -> dict[str, RunState]:
-        return _states(self.plan, {attempt.run.name for attempt in self.running.values()}, self.unneeded)
-
-
-def _states(plan: Plan, running: set[str], unneeded: Mapping[str, str]) -> dict[str, RunState]:
-    failures = last_failures(plan.sweep.config.directory)
-    return {
-        run.name: read_state(run, run.name in running, failures.get(run.name), unneeded.get(run.name))
-        for run in plan.sweep.runs
-    }
-
-
-def _append(log: Path, other: Path, start: int) -> None:
-    """Append to a run's log what its launcher had to say, from byte `start`."""
-    with other.open("rb") as source, log.open("ab") as file:
-        source.seek(start)
-        shutil.copyfileobj(source, file)
+        running = {attempt.run.name for attempt in self.running.values()}
+        return read_states(self.plan.sweep.runs, self.unneeded, running)
 
 
 def _reason(code: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 from configs.reader import ConfigError
 from train.config import load_run
 from train.launch.devices import Devices, Pool, Slot, available_cores, find_devices, read_hostfile, require_devices
-from train.launch.launcher import launch_arguments, launch_environment
+from train.launch.launcher import deepspeed_program, launch_command, launch_environment
 from train.launch.plan import Plan, make_plan
 from train.supervision.processes import MARK
 from train.sweep.config import SweepConfig
@@ -128,6 +128,13 @@ def test_hostfile(tmp_path):
         read_hostfile(path)
     with pytest.raises(ConfigError, match="cannot be read"):
         find_devices(config(hostfile=str(tmp_path / "absent")))
+
+
+def launch_arguments(*launch):
+    """What the launcher is given."""
+    command, program = launch_command(*launch), deepspeed_program()
+    assert command[: len(program)] == program
+    return command[len(program) :]
 
 
 def test_launcher_arguments():

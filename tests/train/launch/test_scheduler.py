@@ -108,7 +108,7 @@ def test_stored_configuration_is_the_whole_run(tmp_path):
 def test_unfinished_run_is_launched_again(tmp_path):
     sweep = make_sweep(tmp_path)
     go(sweep, {"tiny-3k": "crash"})
-    assert read_states(sweep.runs)["tiny-3k-640tok"].state == "failed"
+    assert read_states(sweep.runs, {})["tiny-3k-640tok"].state == "failed"
     outcome = go(sweep)
     assert {state.state for state in outcome.states.values()} == {"complete"}
     assert [name for name, *_ in launches(sweep)].count("tiny-3k-640tok") == 2
@@ -279,7 +279,7 @@ def test_what_an_earlier_sweep_left_running_is_ended(tmp_path):
     environment = os.environ | {MARK: str(directory.resolve())}
     left = subprocess.Popen([sys.executable, str(FAKE), str(directory), "stubborn"], env=environment)
     wait_for((directory / "stubborn").exists)
-    assert read_states(sweep.runs)["tiny-1k-640tok"].state == "running"
+    assert read_states(sweep.runs, {})["tiny-1k-640tok"].state == "running"
     outcome = go(sweep)
     assert left.wait(timeout=5) == -signal.SIGKILL
     assert outcome.states["tiny-1k-640tok"].state == "complete"
@@ -447,6 +447,6 @@ def test_record_that_is_not_complete_does_not_count(tmp_path):
     go(sweep)
     path = sweep.runs[0].directory / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "complete": False}))
-    assert read_states(sweep.runs)["tiny-1k-640tok"].state == "resumable"
+    assert read_states(sweep.runs, {})["tiny-1k-640tok"].state == "resumable"
     go(sweep)
     assert len(launches(sweep)) == 2
