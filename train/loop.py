@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -153,20 +153,20 @@ class _TrainingAttempt:
 
                 done = step + 1
                 stops = stop.agreed() and done < run.steps
-                due = _due(run, done, stops)
-                verdicts = self.guard.judge(done, loss, self.engine.get_global_grad_norm(), now=due.logs or due.saves)
+                logs, evaluates, saves = _due(run, done, stops)
+                verdicts = self.guard.judge(done, loss, self.engine.get_global_grad_norm(), now=logs or saves)
                 ends = bool(verdicts) and verdicts[-1].ends_attempt
-                if due.logs:
-                    self._log(done, loss, lr, evaluates=due.evaluates and not ends)
+                if logs:
+                    self._log(done, loss, lr, evaluates=evaluates and not ends)
                 self._tell(done, verdicts)
                 if ends:
                     return self._go_back(verdicts[-1])
-                if due.saves:
+                if saves:
                     self._save(done)
                 if stops:
                     where = f"{self.checkpoints.run_dir}: stopped after step {done} and saved"
                     raise Preempted(f"{where}; the same command continues")
-                if due.evaluates or due.saves:
+                if evaluates or saves:
                     self.clock.restart(done)
         self._finish()
         return None
@@ -203,7 +203,7 @@ class _TrainingAttempt:
         self.heartbeat.begin("saving", done)
         if self.report is not None:
             self.report.make_durable()
-        self.checkpoints.save(self.engine, done, self.guard.recovery.to_json())
+        self.checkpoints.save(self.engine, done, dataclasses.asdict(self.guard.recovery))
 
     def _finish(self) -> None:
         """Measure the model where the last step has not, as when resumed after it, and write the record."""
@@ -236,24 +236,16 @@ def _resume(engine: Any, checkpoints: Checkpoints, after: Rollback | None) -> tu
     if after is not None:
         recovery = after.next_attempt(resumed.step, recovery)
         if checkpoints.config.interval is not None:
-            checkpoints.save(engine, resumed.step, recovery.to_json())
+            checkpoints.save(engine, resumed.step, dataclasses.asdict(recovery))
     return resumed.step, recovery
 
 
-class _Due(NamedTuple):
-    """What follows a step."""
-
-    logs: bool
-    evaluates: bool
-    saves: bool
-
-
-def _due(run: RunConfig, done: int, stops: bool) -> _Due:
-    """Return what follows the step with which `done` are done; `stops` says that it is the last of this process."""
+def _due(run: RunConfig, done: int, stops: bool) -> tuple[bool, bool, bool]:
+    """Return whether a row, an evaluation and a checkpoint follow step `done`, the last of this process if `stops`."""
     is_last = done == run.steps
     evaluates = is_last or _is_multiple(done, run.eval.interval)
     saves = stops or run.checkpoint.due(done) or (is_last and run.checkpoint.interval is not None)
-    return _Due(evaluates or done == 1 or _is_multiple(done, run.log_every), evaluates, saves)
+    return evaluates or done == 1 or _is_multiple(done, run.log_every), evaluates, saves
 
 
 def _is_multiple(done: int, interval: int | None) -> bool:

@@ -12,10 +12,8 @@ def trunk_problem(schedule: ScheduleConfig) -> tuple[str, str] | None:
         return "schedule.kind", f"{schedule.kind} depends on the length from the start; trunks need wsd"
     if schedule.warmup_steps is None and schedule.warmup_fraction:
         message = "a fraction of the length, so that runs of several lengths differ from the start; trunks need"
-        return (
-            "schedule.warmup_fraction",
-            f"{schedule.warmup_fraction} is {message} schedule.warmup_steps, or 0 here",
-        )
+        message = f"{schedule.warmup_fraction} is {message} schedule.warmup_steps, or 0 here"
+        return "schedule.warmup_fraction", message
     return None
 
 

@@ -10,13 +10,7 @@ from dataclasses import dataclass, replace
 
 from model.config import ModelConfig
 from model.counts import count_parameters
-from model.memory import (
-    block_activations,
-    block_workspace,
-    head_activations,
-    loss_workspace,
-    recompute_activations,
-)
+from model.memory import block_activations, block_workspace, head_activations, loss_workspace, recompute_activations
 from train.config import Precision, StepPlan
 
 ELEMENT: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}

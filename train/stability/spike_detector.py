@@ -10,7 +10,6 @@ The thresholds below were chosen together, on curves of seeds below 1,000 that `
 and scored once on others. The score holds for these values; what depends on the run is a key of `spikes`.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -119,13 +118,9 @@ class SpikeState:
     rollbacks: tuple[int, ...] = ()
     """Steps at which a rollback was decided, within `ROLLBACK_WINDOW`."""
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `json.dumps`."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "SpikeState":
-        """Return the state that `to_json` described, after a trip through JSON or not."""
+        """Return the state that `dataclasses.asdict` described, after a trip through JSON or not."""
         plain: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in content.items()}
         plain["recent"] = tuple(Reading(*reading) for reading in plain["recent"])
         return cls(**plain)

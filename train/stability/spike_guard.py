@@ -7,7 +7,6 @@ before the spike and saves it again with the new shift. A run that is killed any
 steps, finds the same spike and goes back the same way.
 """
 
-import dataclasses
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
@@ -49,13 +48,9 @@ class RecoveryState:
         """Return which batch, in the order of the data, optimizer step `step` (from 0) reads."""
         return step + sum(batches for first, batches in self.skips if step >= first)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return plain values for `json.dumps`."""
-        return dataclasses.asdict(self)
-
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> "RecoveryState":
-        """Return the state that `to_json` described; the start of one where it is empty."""
+        """Return the state that `dataclasses.asdict` described; the start of one where it is empty."""
         if not content:
             return cls()
         skips = tuple((first, batches) for first, batches in content["skips"])
@@ -75,21 +70,6 @@ class RecoveryState:
         }
 
 
-@dataclass(frozen=True)
-class _Measured:
-    """Loss and gradient norm of a step, perhaps still on their way from the GPU."""
-
-    step: int
-    loss: Tensor | float
-    grad_norm: Tensor | float
-    arrived: Any
-
-    def values(self) -> tuple[float, float]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return float(self.loss), float(self.grad_norm)
-
-
 class SpikeGuard:
     """Judges the steps of one run. All ranks see the same values, and so come to the same verdicts.
 
@@ -100,7 +80,8 @@ class SpikeGuard:
     def __init__(self, config: SpikeConfig, precision: Precision, recovery: RecoveryState) -> None:
         """Go on from the state of a run's recovery."""
         self.config, self.precision, self.recovery = config, precision, recovery
-        self._queued: list[_Measured] = []
+        self._queued: list[tuple[int, Tensor | float, Tensor | float, torch.cuda.Event | None]] = []
+        """Step, loss and gradient norm, which may still be on their way from the GPU, and when they have arrived."""
 
     def judge(self, step: int, loss: Tensor, grad_norm: Tensor | float, now: bool) -> list[Verdict]:
         """Take the measurements of a step and return the verdicts that are not `ok`, up to one that ends the attempt.
@@ -115,12 +96,12 @@ class SpikeGuard:
             ended = now and not math.isfinite(float(loss))
             return [Verdict(Kind.DIVERGED, step, step, f"the loss is {float(loss)}")] if ended else []
         arrived = torch.cuda.Event() if uses_gpu() else None
-        self._queued.append(_Measured(step, _to_host(loss), _to_host(grad_norm), arrived))
+        self._queued.append((step, _to_host(loss), _to_host(grad_norm), arrived))
         if arrived is not None:
             arrived.record()
         verdicts = []
         while len(self._queued) > (0 if now else 1):
-            verdict = self._judge(self._queued.pop(0))
+            verdict = self._judge(*self._queued.pop(0))
             if verdict is not None and verdict.kind is not Kind.OK:
                 verdicts.append(verdict)
                 if verdict.ends_attempt:
@@ -133,14 +114,18 @@ class SpikeGuard:
         self.recovery = replace(self.recovery, unlogged=(0.0, 0))
         return total / steps if steps else None
 
-    def _judge(self, measured: _Measured) -> Verdict | None:
-        loss, grad_norm = measured.values()
+    def _judge(
+        self, step: int, measured_loss: Tensor | float, measured_norm: Tensor | float, arrived: torch.cuda.Event | None
+    ) -> Verdict | None:
+        if arrived is not None:
+            arrived.synchronize()
+        loss, grad_norm = float(measured_loss), float(measured_norm)
         if math.isfinite(loss):
             total, steps = self.recovery.unlogged
             self.recovery = replace(self.recovery, unlogged=(total + loss, steps + 1))
         if self.precision == "fp16" and math.isfinite(loss) and not math.isfinite(grad_norm):
             return None  # the loss scaler is looking for its scale
-        detector, verdict = detect_spike(self.recovery.detector, measured.step, loss, grad_norm, self.config)
+        detector, verdict = detect_spike(self.recovery.detector, step, loss, grad_norm, self.config)
         lost = self.recovery.lost_updates + (verdict.kind is Kind.HARD)
         self.recovery = replace(self.recovery, detector=detector, lost_updates=lost)
         return verdict

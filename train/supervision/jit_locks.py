@@ -31,15 +31,4 @@ def clear_stale_locks(root: Path | None = None) -> list[Path]:
 
 def _open_files() -> set[str]:
     """Return the paths of all files that processes of this machine have open, as far as they can be seen."""
-    paths = set()
-    for process in psutil.process_iter():
-        try:
-            descriptors = list(Path(f"/proc/{process.pid}/fd").iterdir())
-        except OSError:  # gone, or another user's
-            continue
-        for descriptor in descriptors:
-            try:
-                paths.add(os.readlink(descriptor))
-            except OSError:
-                continue
-    return paths
+    return {file.path for process in psutil.process_iter(["open_files"]) for file in process.info["open_files"] or ()}

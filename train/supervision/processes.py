@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -52,7 +51,7 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
             workers.setdefault(worker, []).append(process)
     for found in workers.values():
         for process in [process for process in found if _is_rank(process)] or found:
-            _signal(partial(_ask, process))
+            _ask(process)
     deadline = time.monotonic() + grace
     # Only these workers': by now another sweep may be starting its own in the same directory.
     while (left := _members(workers)) and time.monotonic() < deadline and not hurry():
@@ -60,7 +59,8 @@ def stop(directory: Path, grace: float, hurry: Callable[[], bool] = lambda: Fals
     deadline = time.monotonic() + 30  # a process stuck in the kernel cannot be killed; do not wait for it for ever
     while left and time.monotonic() < deadline:
         for process in left:
-            _signal(process.kill)
+            with contextlib.suppress(psutil.Error, OSError):
+                process.kill()
         time.sleep(0.05)
         left = _members(workers)
     return sum(map(len, workers.values()))
@@ -72,7 +72,8 @@ def _members(workers: Collection[Path]) -> list[psutil.Process]:
 
 def _ask(process: psutil.Process) -> None:
     """Ask a process to end. srun would kill its tasks on SIGTERM; SIGUSR1 it passes on to them."""
-    process.send_signal(signal.SIGUSR1 if process.name() == "srun" else signal.SIGTERM)
+    with contextlib.suppress(psutil.Error, OSError):
+        process.send_signal(signal.SIGUSR1 if process.name() == "srun" else signal.SIGTERM)
 
 
 def _is_rank(process: psutil.Process) -> bool:
@@ -80,11 +81,6 @@ def _is_rank(process: psutil.Process) -> bool:
         return "RANK" in process.environ()
     except (psutil.Error, OSError):
         return False
-
-
-def _signal(send: Callable[[], None]) -> None:
-    with contextlib.suppress(psutil.Error, OSError):
-        send()
 
 
 def start_guard(directory: Path, grace: float) -> subprocess.Popen[bytes]:

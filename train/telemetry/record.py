@@ -9,15 +9,7 @@ from typing import Any
 
 import torch
 
-from configs.run_record import (
-    ComponentResults,
-    RunCompute,
-    RunIdentity,
-    RunRecipe,
-    RunResult,
-    RunSize,
-    RunTokens,
-)
+from configs.run_record import ComponentResults, RunCompute, RunIdentity, RunRecipe, RunResult, RunSize, RunTokens
 from data.loading.mixture import Mixture, repetitions
 from model.config import ModelConfig
 from model.counts import count_parameters
@@ -173,14 +165,12 @@ def _versions() -> dict[str, Any]:
             versions[package.replace("-", "_")] = version(package)
         except PackageNotFoundError:
             versions[package.replace("-", "_")] = None
-    here = Path(__file__).parent
+    # No tag may stand for the commit.
+    describe = ["describe", "--always", "--exclude=*", "--abbrev=40", "--dirty=+changes"]
+    command = ["git", "-C", str(Path(__file__).parent), *describe]
     try:
-        git = ["git", "-C", str(here)]
-        head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(
-            [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True, timeout=10
-        )
-        versions["code"] = head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        versions["code"] = told.stdout.strip()
     except (OSError, subprocess.SubprocessError):
         versions["code"] = None
     return versions

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
 from configs.curve_band import BAND
 from configs.metrics_rows import METRICS
 from configs.run_record import RECORD, RunRecord
@@ -40,7 +42,7 @@ class Reporter:
         self.metrics = MetricsLog(run_dir / METRICS)
         self.events = MetricsLog(run_dir / "events.jsonl")
         self.peak = peak_flops()
-        self.progress = _ProgressBar(run_dir.name, scale.steps) if sys.stderr.isatty() else None
+        self.progress = _progress_bar(run_dir.name, scale.steps) if sys.stderr.isatty() else None
 
     def begin(self, first_step: int, attempt: int) -> None:
         """Announce an attempt, which goes on after `first_step` steps."""
@@ -97,7 +99,8 @@ class Reporter:
             if alert is not None:
                 self.tracker.alert(f"loss outside its band at step {done}", alert)
         if self.progress is not None:
-            self.progress.show(row)
+            text = f"step {done}  loss {loss:.4f}  {row.get('tokens_per_second', 0):,.0f} tokens/s"
+            self.progress.update(self.progress.task_ids[0], completed=done, text=text)
         else:
             speed = f"  {row['tokens_per_second']:,.0f} tokens/s" if steps_per_second is not None else ""
             validation = f"  val_loss {losses.mean:.4f}" if losses is not None else ""
@@ -151,27 +154,16 @@ class Reporter:
         self.metrics.close()
         self.events.close()
         if self.progress is not None:
-            self.progress.close()
+            self.progress.stop()
         self.tracker.finish(summary or {})
 
 
-class _ProgressBar:
-    """A progress bar on a terminal."""
-
-    def __init__(self, name: str, steps: int) -> None:
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        text = TextColumn("{task.fields[text]}")
-        self.bar = Progress(TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
-        self.task = self.bar.add_task(name, total=steps, text="")
-        self.bar.start()
-
-    def show(self, row: dict[str, Any]) -> None:
-        text = f"step {row['step']}  loss {row['loss']:.4f}  {row.get('tokens_per_second', 0):,.0f} tokens/s"
-        self.bar.update(self.task, completed=row["step"], text=text)
-
-    def close(self) -> None:
-        self.bar.stop()
+def _progress_bar(name: str, steps: int) -> Progress:
+    text = TextColumn("{task.fields[text]}")
+    bar = Progress(TextColumn("{task.description}"), BarColumn(), text, TimeRemainingColumn())
+    bar.add_task(name, total=steps, text="")
+    bar.start()
+    return bar
 
 
 class StepClock:

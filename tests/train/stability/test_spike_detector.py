@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -136,7 +137,7 @@ def test_the_state_survives_json_at_any_moment() -> None:
     values = [*calm(100), *BLOOM, (math.nan, 1.0), *calm(80, seed=1), *[(9.0, 100.0)] * 6]
     state = copy = SpikeState()
     for step, (loss, norm) in enumerate(values):
-        copy = SpikeState.from_json(json.loads(json.dumps(copy.to_json(), allow_nan=False)))
+        copy = SpikeState.from_json(json.loads(json.dumps(asdict(copy), allow_nan=False)))
         state, verdict = detect_spike(state, step, loss, norm, CONFIG)
         copy, same = detect_spike(copy, step, loss, norm, CONFIG)
         assert (copy, same) == (state, verdict)
@@ -148,7 +149,7 @@ def test_the_mean_loss_is_of_all_steps_since_the_last_row_whatever_interrupts_th
     assert guard.take_loss_mean() == 9
     guard.judge(2, torch.tensor(4.0), 1.0, now=False)
     guard.judge(3, torch.tensor(2.0), 1.0, now=True)
-    saved = json.dumps(guard.recovery.to_json())
+    saved = json.dumps(asdict(guard.recovery))
     guard = SpikeGuard(SpikeConfig(), "fp32", RecoveryState.from_json(json.loads(saved)))
     assert not guard.recovery.describe(8)["tainted"]
     guard.judge(4, torch.tensor(6.0), 1.0, now=False)
