@@ -47,7 +47,8 @@ def test_shipped_sweeps_plan(path, tmp_path, plan):
     for run in runs:
         cells = rows[run.name]
         tokens = run.config.tokens
-        assert cells[6] == f"{run.config.train.micro_batch_size}×{run.accumulation}×{run.data_parallel}"
+        accumulated = run.config.train.micro_batches(run.data_parallel)
+        assert cells[6] == f"{run.config.train.micro_batch_size}×{accumulated}×{run.data_parallel}"
         assert cells[8] == f"{run.config.steps:,}"
         assert float(cells[9]) == pytest.approx(tokens * run.config.flops_per_token, rel=0.01)
         assert float(cells[10]) == pytest.approx(6 * count_parameters(run.config.model).total * tokens, rel=0.01)

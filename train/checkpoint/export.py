@@ -78,7 +78,10 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
     shutil.rmtree(partial, ignore_errors=True)  # left by an export that died
     try:
         provenance = {"format": "pt", "run": run.name, "step": str(done)}
-        _write_plain(dump_yaml(run), weights, provenance, partial / "plain")
+        plain = partial / "plain"
+        plain.mkdir(parents=True)
+        (plain / "config.yaml").write_text(dump_yaml(run), encoding="utf-8")
+        save_file(weights, plain / "model.safetensors", provenance)
         target, tokenizer, left_out = None, None, []
         try:
             tokenizer = _write_tokenizer(_corpus(run.data, run_dir), run.model.context_length, partial)
@@ -89,19 +92,13 @@ def export(run_dir: Path, out: Path, step: int | None = None) -> Exported:
         except NoCounterpart as error:
             left_out.append(f"only plain/ can be loaded: {error}")
         for path in partial.rglob("*.safetensors"):  # which the library makes for their owner alone
-            shutil.copymode(partial / "plain" / "config.yaml", path)
+            shutil.copymode(plain / "config.yaml", path)
         replace_directory(partial, out)
     except SafetensorError as error:
         raise ExportError(f"{out}: cannot be written: {error}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return Exported(done, sum(weight.numel() for weight in weights.values()), target, tuple(left_out))
-
-
-def _write_plain(config: str, weights: Weights, provenance: dict[str, str], out: Path) -> None:
-    out.mkdir(parents=True)
-    (out / "config.yaml").write_text(config, encoding="utf-8")
-    save_file(weights, out / "model.safetensors", provenance)
 
 
 def _write_huggingface(

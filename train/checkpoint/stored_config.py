@@ -5,19 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from configs.keys import flatten
-from configs.reader import ConfigError, Problem, Tree, as_tree, dump_yaml, read_tree
-from data.files import write_text
+from configs.reader import ConfigError, Problem, Tree, as_tree, read_tree
 from train.config import load_stored
 
 # Keys that may change between a run and its continuation: they do not decide the curve.
 _TOPOLOGY = ("parallel", "train.micro_batch_size", "train.activation_checkpointing", "train.compile")
 FREE_KEYS = ("name", "wandb", "log_every", "checkpoint", "branch", "watchdog", "data.directory", *_TOPOLOGY)
-
-
-def store_config(config: Tree, run_dir: Path) -> None:
-    """Write config.yaml, by atomic rename."""
-    run_dir.mkdir(parents=True, exist_ok=True)
-    write_text(run_dir / "config.yaml", dump_yaml(config))
 
 
 def require_unchanged(runs: Sequence[tuple[Tree, Path]]) -> None:

@@ -40,17 +40,17 @@ class Memory:
     """fp32 weights where others are used for the forward pass, and Adam's two moments."""
     buffers: int
     """Buffers that are never freed: stage 3's bucket, the pipeline's sends and receipts, and one for offloading."""
-    activations: int
+    activations: int = 0
     """Kept for the backward pass, over all micro-batches in flight."""
-    forward: int
+    forward: int = 0
     """When the last micro-batch's loss is computed: activations, gradients so far, and the loss's own buffers."""
-    backward: int
+    backward: int = 0
     """When its backward pass begins: activations, gradients so far, communication buffers, the first layer's own."""
-    reduce: int
+    reduce: int = 0
     """When gradients are averaged over the replicas: all of them, and the copies that are sent."""
-    update: int
+    update: int = 0
     """When the optimizer steps: its copy of the gradients."""
-    host: int
+    host: int = 0
     """In the host's memory, for this device: the optimizer, where it is offloaded, and what it reads and writes."""
 
     @property
@@ -74,71 +74,56 @@ def gradient_element(plan: StepPlan) -> int:
     return 4 if plan.precision == "bf16" and plan.train.gradient_dtype == "fp32" else ELEMENT[plan.precision]
 
 
-@dataclass(frozen=True)
-class _States:
-    """What an engine keeps of its parameters, in bytes."""
+def _states(plan: StepPlan, parameters: int, replicas: int, bucket: int, largest: int) -> tuple[Memory, int]:
+    """Return the states of the engine that `train/engine/engine.py` gets for this precision and ZeRO stage.
 
-    parameters: int
-    gradients: int
-    optimizer: int
-    buckets: int
-    live: int
-    """Gradients that one micro-batch leaves to the next, beside `gradients`."""
-    during: int
-    """Buffers that are there during every backward pass."""
-    reduce: int
-    update: int
-    lasting: int = 0
-    """The part of `during` that is there in the last micro-batch's forward pass too."""
-    host: int = 0
-
-
-def _states(plan: StepPlan, parameters: int, replicas: int, bucket: int, largest: int) -> _States:
-    """Return the states of the engine that `train/engine/engine.py` gets for this precision and ZeRO stage."""
+    They come without activations: `forward` and `backward` are the engine's own buffers then. The second value is the
+    bytes of gradients that one micro-batch leaves to the next, beside those that outlive a step.
+    """
     e, p, part = ELEMENT[plan.precision], parameters, -(-parameters // replicas)
     several = plan.train.global_batch_size > plan.train.micro_batch_size * replicas
     offloads = plan.parallel.offload_optimizer
     sent = min(p, bucket)
     if plan.zero_stage == 0:  # plain AdamW; gradients are flattened into a bucket to be reduced
-        return _States(4 * p, 0, 8 * p, 0, live=4 * p, during=0, reduce=4 * p + 4 * sent, update=4 * p)
+        return Memory(4 * p, 0, 8 * p, 0, reduce=4 * p + 4 * sent, update=4 * p), 4 * p
     sums = gradient_element(plan)
     if plan.zero_stage == 1 and plan.precision == "bf16" and sums == 4 and not offloads:
         # BF16_Optimizer: fp32 gradients of all parameters stay, bf16 ones live until the step; the bucket is flattened
         # and sent in fp32.
-        return _States(2 * p, 4 * p, 12 * part, 0, live=2 * p, during=0, reduce=2 * p + 4 * sent, update=2 * p)
+        return Memory(2 * p, 4 * p, 12 * part, 0, reduce=2 * p + 4 * sent, update=2 * p), 2 * p
     flattened = sums * part + (4 * part if sums < 4 else 0)
     if plan.zero_stage == 3:
         gathered = e * min(p, _GATHERED) if replicas > 1 else 0
         # Offloaded, the host has the fp32 gradients of the partition, and a copy of them for the optimizer.
-        return _States(
+        stage_3 = Memory(
             e * part,
             0 if offloads else sums * part,
             0 if offloads else 12 * part,
             sums * bucket,
-            live=0,
-            during=gathered,
+            forward=gathered,
+            backward=gathered,
             reduce=gathered + sums * sent,
             update=0 if offloads else min(part, _GATHERED) * (flattened // part),
-            lasting=gathered,
             host=(12 + 4 + sums) * part if offloads else 0,
         )
+        return stage_3, 0
     # Stages 1 and 2 share one optimizer; only stage 2 drops the gradients of others' parameters after each micro-batch,
     # and offloaded parks the rest on the host.
     kept = sums * p if plan.zero_stage == 1 else 0 if offloads else sums * part
     copies = sums * sent if replicas > 1 else sums * part
-    return _States(
+    states = Memory(
         e * p,
         0,
         0 if offloads else 12 * part,
         e * largest if offloads else 0,  # through which gradients go to the host, which has one too
-        live=kept,
-        during=sums * bucket,
+        forward=sums * bucket if several and plan.zero_stage == 1 else 0,
+        backward=sums * bucket,
         reduce=sums * bucket + copies + (kept if several and plan.zero_stage == 2 else 0),
         update=0 if offloads else sums * part + flattened,
-        lasting=sums * bucket if several and plan.zero_stage == 1 else 0,
         # Offloaded, the host also has the partition's gradients in fp32 and its updated weights.
         host=(12 + 4 + e) * part + e * largest if offloads else 0,
     )
+    return states, kept
 
 
 def blocks_of_stage(n_layer: int, stages: int, stage: int) -> int:
@@ -204,19 +189,14 @@ def stage_memory(
     parameters = stage_parameters(model, stages, stage, tensor_parallel, vocabulary_parallel)
     embedding = model.vocab_size * model.d_model // vocabulary_parallel
     largest = max(embedding, model.d_model * model.d_ff * (2 if model.mlp == "swiglu" else 1) // tensor_parallel)
-    states = _states(plan, parameters, replicas, bucket, largest)
-    live = states.live if micro_batches > 1 else 0
-    return Memory(
-        parameters=states.parameters,
-        gradients=states.gradients,
-        optimizer=states.optimizer,
-        buffers=states.buckets + (e * tokens * model.d_model * _PIPELINE_BUFFERS[stage > 0] if stages > 1 else 0),
+    states, left = _states(plan, parameters, replicas, bucket, largest)
+    live = left if micro_batches > 1 else 0
+    return replace(
+        states,
+        buffers=states.buffers + (e * tokens * model.d_model * _PIPELINE_BUFFERS[stage > 0] if stages > 1 else 0),
         activations=activations,
-        forward=live + states.lasting + activations + in_forward,
-        backward=live + states.during + activations + in_backward,
-        reduce=states.reduce,
-        update=states.update,
-        host=states.host,
+        forward=live + states.forward + activations + in_forward,
+        backward=live + states.backward + activations + in_backward,
     )
 
 

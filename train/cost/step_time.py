@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from configs.reader import check
-from model.config import ModelConfig
 from model.memory import block_activations
 from train.config import ParallelConfig, StepPlan, batch_problem
 from train.cost.gpus import GPU, USABLE
@@ -142,12 +141,6 @@ def host_volume(plan: StepPlan, parameters: int, replicas: int, micro_batches: i
     return (4 + parked) * parameters / replicas
 
 
-def block_flops(config: ModelConfig, sequence_length: int) -> int:
-    """FLOPs of one block's forward pass on one token; counted as in `model.counts.training_flops_per_token`."""
-    d, f = config.d_model, config.d_ff
-    return 2 * (4 * d * d + d * f * (3 if config.mlp == "swiglu" else 2) + 2 * d * sequence_length)
-
-
 def predict(plan: StepPlan, cluster: Cluster, vocabulary_parallel: int = 1) -> Prediction:
     """Predict memory and time of a run that takes the whole cluster; `obstacle` must be None.
 
@@ -167,10 +160,11 @@ def predict(plan: StepPlan, cluster: Cluster, vocabulary_parallel: int = 1) -> P
     # One micro-batch on the slowest stage: forward once, backward twice, and forward again to recompute.
     passes = 4 if train.activation_checkpointing else 3
     head = 2 * model.vocab_size * model.d_model  # runs once, with its gradients, and is never recomputed
+    block = (plan.flops_per_token // 3 - head) // model.n_layer
 
     def stage_seconds(stage: int) -> float:
         blocks = blocks_of_stage(model.n_layer, stages, stage)
-        flops = tokens * blocks * passes * block_flops(model, train.sequence_length) / tensor_parallel
+        flops = tokens * blocks * passes * block / tensor_parallel
         flops += tokens * 3 * head / vocabulary_parallel if stage == stages - 1 else 0
         # Element-wise kernels write what the backward pass reads, and read what they work on.
         traffic = 2 * passes * blocks * block_activations(model, tokens, e, train.compile, tensor_parallel)

@@ -1,18 +1,17 @@
 """Show a sweep while it runs: a live table on a terminal, lines in a log."""
 
-import sys
 import time
 from collections.abc import Mapping
 from typing import Self
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from configs.cli import make_table
+from configs.cli import make_console, make_table
 from configs.formatting import duration, short_count
 from model.counts import count_parameters
 from train.launch.plan import Plan
@@ -22,16 +21,12 @@ from train.sweep.run import Run
 _STYLES = {"complete": "green", "running": "cyan", "resumable": "yellow", "failed": "bold red", "pending": "dim"}
 _STYLES |= {"not needed": "dim"}
 _LINES_EVERY = 30.0  # seconds between lines in a log
-
-
-def console() -> Console:
-    """Return a console for standard output; in a log, wide enough that nothing is folded, and without colour."""
-    return Console() if sys.stdout.isatty() else Console(width=240, no_color=True, highlight=False)
+_LOG_WIDTH = 240  # characters of a line in a log: so many that nothing is folded
 
 
 def show_table(table: Table) -> None:
     """Print a table: ruled on a terminal, plain aligned text in a log, and never with its figures cut off."""
-    out = console()
+    out = make_console(_LOG_WIDTH)
     table.box = SIMPLE_HEAD if out.is_terminal else None
     needed = Measurement.get(out, out.options.update(max_width=1000), table).minimum
     out.width = max(out.width, needed)
@@ -43,7 +38,7 @@ class SweepProgress:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.console = console()
+        self.console = make_console(_LOG_WIDTH)
         self._live = Live(console=self.console, auto_refresh=False) if self.console.is_terminal else None
         self._last = time.monotonic()
 

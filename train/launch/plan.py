@@ -181,7 +181,7 @@ def plan_table(plan: Plan, states: Mapping[str, str]) -> Table:
             short_count(counts.readout_matrix),
             short_count(config.tokens),
             f"{config.tokens / counts.total:.3g}",
-            f"{config.train.micro_batch_size}×{run.accumulation}×{run.data_parallel}",
+            f"{config.train.micro_batch_size}×{run.config.train.micro_batches(run.data_parallel)}×{run.data_parallel}",
             f"{config.optimizer.lr:.3g}",
             f"{config.steps:,}",
             f"{config.flops:.2e}",

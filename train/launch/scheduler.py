@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from configs.cli import DESCRIPTIONS, Status
-from configs.reader import as_tree
+from configs.reader import as_tree, dump_yaml
 from configs.run_record import RunRecord, complete_record
-from data.files import only_process, require_writable
+from data.files import only_process, require_writable, write_text
 from train.checkpoint.branching import branch_point
-from train.checkpoint.stored_config import require_unchanged, store_config
+from train.checkpoint.stored_config import require_unchanged
 from train.distributed.ports import reserve_port
 from train.exit_codes import NOT_RETRYABLE
 from train.launch.devices import Pool, Slot
@@ -105,7 +105,6 @@ def run_sweep(
     sweep, directory = plan.sweep, plan.sweep.config.directory
     command = command or _deepspeed(plan)
     require_writable(directory)
-    directory.mkdir(parents=True, exist_ok=True)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
         require_unchanged([(as_tree(run.config), run.directory) for run in sweep.runs])
         strays = stop(directory, sweep.config.grace_seconds) if processes_of(directory) else 0
@@ -253,7 +252,7 @@ class _Scheduler:
             siblings = [sibling.config for sibling in self.plan.sweep.runs]
             branch = start_of(run.config, run.directory, siblings)
             run = replace(run, config=replace(run.config, branch=branch))
-        store_config(as_tree(run.config), run.directory)
+        write_text(run.directory / "config.yaml", dump_yaml(run.config))
         number = self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
         with (run.directory / "log.txt").open("ab") as log:
             launched = f"run {worker.handed + 1} of {redact(' '.join(worker.command))}"

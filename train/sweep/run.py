@@ -29,11 +29,6 @@ class Run:
         """Number of model replicas."""
         return self.devices // self.config.parallel.devices_per_replica
 
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches per optimizer step on each replica."""
-        return self.config.train.global_batch_size // (self.config.train.micro_batch_size * self.data_parallel)
-
 
 @dataclass(frozen=True)
 class Sweep:

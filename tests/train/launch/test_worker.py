@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from configs.cli import Status
-from configs.reader import as_tree
+from configs.reader import dump_yaml
+from data.files import write_text
 from tests.conftest import Ranks, read_record, read_rows, run_ranks, wait_for
-from train.checkpoint.stored_config import store_config
 from train.config import load_run
 from train.launch.job_queue import Job, enqueue, jobs_done, mark_done
 from train.launch.run_state import checkpoint_step, last_row
@@ -31,7 +31,7 @@ class Worker:
     def enqueue(self, run_dir: Path | None, *overrides: str, wait: bool = True) -> None:
         """Hand over the next run, and wait until it is done or the worker has ended."""
         if run_dir is not None:
-            store_config(as_tree(load_run(self.config, list(overrides))), run_dir)
+            write_text(run_dir / "config.yaml", dump_yaml(load_run(self.config, list(overrides))))
         self.handed += 1
         enqueue(self.directory, Job(self.handed, run_dir))
         while wait and jobs_done(self.directory) < self.handed and self.ranks.processes[0].poll() is None:

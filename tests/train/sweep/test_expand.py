@@ -58,7 +58,7 @@ points:
     assert (run.config.model.size, run.config.seed, run.config.train.steps) == ("tiny-1k", 7, None)
     assert run.config.tokens == 40 * 8 * 32  # 10,000 rounded up to whole steps
     assert run.directory == Path("runs/ladder/tiny-1k-10ktok-seed7")
-    assert (run.data_parallel, run.accumulation) == (1, 2)
+    assert (run.data_parallel, run.config.train.micro_batches(run.data_parallel)) == (1, 2)
 
 
 def test_another_axis_keeps_the_names_there_were(tmp_path):
@@ -126,7 +126,9 @@ axes:
 
 def test_devices_can_vary(tmp_path):
     sweep = sweep_of(tmp_path, "points: [{seed: 1}, {seed: 2, devices_per_run: 4, train.micro_batch_size: 2}]")
-    assert [(run.devices, run.data_parallel, run.accumulation) for run in sweep.runs] == [(1, 1, 2), (4, 4, 1)]
+    assert [
+        (run.devices, run.data_parallel, run.config.train.micro_batches(run.data_parallel)) for run in sweep.runs
+    ] == [(1, 1, 2), (4, 4, 1)]
     assert names(sweep) == ["tiny-25k-12.8ktok-seed1", "tiny-25k-12.8ktok-seed2"]
 
 

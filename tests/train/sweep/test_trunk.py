@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from configs.reader import ConfigError, as_tree
+from configs.reader import ConfigError, dump_yaml
+from data.files import write_text
 from tests.conftest import ROOT, read_record, read_rows
 from tests.train.launch.test_scheduler import FAKE, launches
 from tests.train.launch.test_worker import Worker, result
 from train.checkpoint.manifest import newest_first, prune, step_of, write_manifest
-from train.checkpoint.stored_config import store_config
 from train.config import BranchConfig, load_run
 from train.engine.lr_schedule import lr_multiplier
 from train.launch.devices import Devices, Slot
@@ -149,7 +149,7 @@ def test_another_run_is_no_trunk(tmp_path: Path) -> None:
     short, _, trunk = sweep.runs
     with pytest.raises(ConfigError, match="there is no run to branch off from"):
         require_same_prefix(short.config, short.directory)
-    store_config(as_tree(trunk.config), trunk.directory)
+    write_text(trunk.directory / "config.yaml", dump_yaml(trunk.config))
     require_same_prefix(short.config, short.directory)
     for other, said in [
         (replace(short.config, seed=1), "seed: is 1 here, and 0 in the run that branch.run names"),
