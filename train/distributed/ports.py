@@ -31,9 +31,8 @@ def reserve_port() -> ReservedPort:
     Raises:
         OSError: when none is free.
     """
-    candidates = list(range(_FIRST, _LAST, 2))
-    random.shuffle(candidates)
-    for port in candidates:
+    candidates = range(_FIRST, _LAST, 2)
+    for port in random.sample(candidates, len(candidates)):
         held = _bind(port + 1)
         if held is None:
             continue

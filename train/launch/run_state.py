@@ -8,6 +8,7 @@ from typing import Literal
 
 from configs.metrics_rows import METRICS, MetricsRow, parse_row
 from configs.run_record import RunRecord, complete_record
+from train.checkpoint.manifest import newest_first, step_of
 from train.launch.events import last_failures
 from train.launch.job_queue import current_job
 from train.supervision.processes import marked_processes
@@ -91,5 +92,4 @@ def last_row(path: Path) -> MetricsRow:
 
 def checkpoint_step(directory: Path) -> int:
     """Return the step of the newest checkpoint, or 0."""
-    names = (path.name for path in (directory / "checkpoints").glob("step-*"))
-    return max((int(name[5:]) for name in names if name[5:].isdigit()), default=0)
+    return max(map(step_of, newest_first(directory / "checkpoints")), default=0)

@@ -26,7 +26,7 @@ from train.launch.launcher import Worker, deepspeed_program, launch_command, sta
 from train.launch.plan import Plan
 from train.launch.run_state import RunState, checkpoint_step, read_states
 from train.supervision.heartbeat import HeartbeatReader, forget_beats, hung_ranks
-from train.supervision.processes import processes_of, start_guard, stop
+from train.supervision.processes import start_guard, stop
 from train.sweep.run import Run
 from train.sweep.trunk import start_of
 from train.telemetry.redact import redact
@@ -107,8 +107,7 @@ def run_sweep(
     require_writable(directory)
     with only_process(directory / ".sweep.lock", f"the sweep directory {directory}"):
         require_unchanged([(as_tree(run.config), run.directory) for run in sweep.runs])
-        strays = stop(directory, sweep.config.grace_seconds) if processes_of(directory) else 0
-        if strays:
+        if strays := stop(directory, sweep.config.grace_seconds):
             print(f"ended {strays} process(es) that an earlier sweep left in {directory}", file=sys.stderr)
         for left in directory.glob(f"{_WORKER}*"):
             shutil.rmtree(left, ignore_errors=True)

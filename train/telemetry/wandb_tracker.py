@@ -10,6 +10,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,9 @@ class Tracker:
     def finish(self, summary: dict[str, Any]) -> None:
         """Send the summary and wait a little for W&B to take what is queued."""
         if self._thread is not None:
-            try:
+            with suppress(queue.Full):
                 self._rows.put_nowait((_END, summary))
                 self._thread.join(timeout=_START_SECONDS + _FINISH_SECONDS)
-            except queue.Full:
-                pass
 
     def _work(self, arguments: dict[str, Any]) -> None:
         try:
