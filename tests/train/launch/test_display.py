@@ -40,7 +40,7 @@ def terminal(monkeypatch):
     """A terminal of 80 x 12 characters."""
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=80, height=12, color_system=None)
-    monkeypatch.setattr("train.launch.display.console", lambda: console)
+    monkeypatch.setattr("train.launch.display.make_console", lambda width: console)
     return out
 
 
