@@ -29,11 +29,8 @@ def flops(value: float, digits: int = 3) -> str:
     """FLOPs as 1.2e21."""
     if not math.isfinite(value) or value <= 0:
         return "–"
-    exponent = math.floor(math.log10(value))
-    mantissa = f"{value / 10**exponent:.{digits}g}"
-    if float(mantissa) >= 10:
-        mantissa, exponent = "1", exponent + 1
-    return f"{mantissa}e{exponent}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    return f"{float(mantissa):g}e{int(exponent)}"
 
 
 def significant(value: float | None, digits: int = 4) -> str:

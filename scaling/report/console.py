@@ -11,17 +11,16 @@ from scaling.validation.known_entropy import verdict
 def show(law: LawFile, console: Console) -> None:
     """Print coefficients, held-out predictions, exclusions and warnings."""
     level = f"{100 * law.fit.level:g} %"
-    console.print(
-        f"[bold]{law.fit.formula}[/bold]   {len(law.data.rows)} rows, {law.data.runs} runs of {law.data.source}"
-    )
+    rows, runs = f"{len(law.data.rows)} rows", f"{law.data.runs} runs of {law.data.source}"
+    console.print(f"[bold]{law.fit.formula}[/bold]   {rows}, {runs}")
     console.print(law.compute.words)
     grid = Grid("parameter", "value", f"{level} interval")
     for name, value in law.fit.params.items():
         low, high = law.fit.intervals[name]
         grid.add_row(name, f"{value:.6g}", f"{low:.4g} to {high:.4g}")
     console.print(grid)
-    if said := verdict(law):
-        console.print(said)
+    if truth := verdict(law):
+        console.print(truth)
     certificate = law.checks.certificate
     console.print(
         f"objective {certificate.objective:.9g}, gradient norm {certificate.gradient_norm:.1e}, "
@@ -31,16 +30,9 @@ def show(law: LawFile, console: Console) -> None:
     if law.checks.holdout:
         grid = Grid("held out", "N", "D", "measured", "predicted", f"{level} interval", "error", "covered")
         for row in law.checks.holdout:
-            grid.add_row(
-                row.run,
-                f"{row.N:.4g}",
-                f"{row.D:.4g}",
-                nats(row.loss),
-                nats(row.predicted),
-                f"{nats(row.low)} to {nats(row.high)}",
-                f"{100 * row.error:+.2f} %",
-                "yes" if row.covered else "no",
-            )
+            seen = row.run, f"{row.N:.4g}", f"{row.D:.4g}", nats(row.loss)
+            said = nats(row.predicted), f"{nats(row.low)} to {nats(row.high)}"
+            grid.add_row(*seen, *said, f"{100 * row.error:+.2f} %", "yes" if row.covered else "no")
         console.print(grid)
     if law.checks.tuning:
         grid = Grid("best of lr", "N", "D", "loss", "tried", "losses")

@@ -103,20 +103,18 @@ class Scale:
         """Whether every value can have a line of its own in a legend."""
         return len(self.values) <= 10
 
-    def shown(self, most: int = 7) -> Array:
-        """The values that get a curve and a line in the legend: all if they are few, else evenly spread ones."""
-        if len(self.values) <= most:
+    def shown(self) -> Array:
+        """The values that get a curve and a line in the legend: all up to seven, else five evenly spread ones."""
+        if len(self.values) <= 7:
             return self.values
-        return np.asarray(np.quantile(self.values, np.linspace(0.02, 0.98, min(most, 5)), method="nearest"))
+        return np.asarray(np.quantile(self.values, np.linspace(0.02, 0.98, 5), method="nearest"))
 
     def key(self, drawn: Figure, axes: Sequence[Axes]) -> None:
         """A legend of the values where they are few, a colour bar where they are many."""
         if self.few:
-            marks = [
-                axes[0].plot([], [], "o", ms=5, color=self(v), label=f"{self.variable} = {count(v)}")[0]
-                for v in self.values
-            ]
-            drawn.legend(handles=marks, loc="outside right upper", handletextpad=0.3, borderaxespad=0)
+            marks = [axes[0].plot([], [], "o", ms=5, color=self(v))[0] for v in self.values]
+            labels = [f"{self.variable} = {count(v)}" for v in self.values]
+            drawn.legend(marks, labels, loc="outside right upper", handletextpad=0.3, borderaxespad=0)
             return
         mappable = matplotlib.cm.ScalarMappable(self.norm, self.colours)
         bar = drawn.colorbar(mappable, ax=axes, pad=0.02, aspect=30, shrink=0.9, label=LABELS[self.variable])

@@ -20,22 +20,16 @@ from scaling.forecast.law_sections import (
 )
 from scaling.laws import Array
 from scaling.report import plot_style
-from scaling.report.plot_style import HELD_OUT, INK, LAW, MUTED, Scale, figure, log_axis, span
+from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
 
 LISTED = 16  # held-out rows that are listed one by one; more are drawn as a cloud
 
 
 def holdout(
-    rows: Sequence[HeldOutPrediction | ScoredForecast],
-    N: Array,
-    D: Array,
-    level: float,
-    unit: str = plot_style.LABELS["loss"],
+    rows: Sequence[HeldOutPrediction | ScoredForecast], N: Array, D: Array, level: float, unit: str = LABELS["loss"]
 ) -> Figure:
     """Held-out measurements (rows,) against their predictions, and the relative errors with their intervals."""
-    measured, predicted, low, high = (
-        np.array([getattr(r, k) for r in rows]) for k in ("loss", "predicted", "low", "high")
-    )
+    measured, predicted, low, high = np.array([(r.loss, r.predicted, r.low, r.high) for r in rows]).T
     error, below, above = (100 * (v / measured - 1) for v in (predicted, low, high))
     covered = (below <= 0) & (above >= 0)
     place = np.lexsort((D, N)).argsort()
@@ -66,12 +60,10 @@ def holdout(
     return drawn
 
 
-def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
+def residuals(view: FittedLaw, scale: Scale) -> Figure:
     """Residuals of the fit against N and against D."""
     values = np.array(view.law.fit.residuals)
     rows = np.isin(view.table.rows, view.law.data.rows)
-    if rows.sum() != len(values):
-        return None
     logarithmic = view.law.fit.loss.scale == "log"
     values = 100 * np.expm1(values) if logarithmic else values
     columns = {k: v[rows] for k, v in view.table.columns.items()}

@@ -1,6 +1,6 @@
 """Pictures of a law and of what it was fitted to: training curves, slices against N, D and C, extrapolation."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -32,15 +32,13 @@ def curves(found: list[Curve], scale: Scale) -> Figure | None:
         return None
     with figure(4.3, 1, len(panels), sharey=True) as (drawn, axes):
         for axis, name in zip(axes, panels, strict=True):
-            losses = []
-            for curve in found:
-                colour, spent = scale(curve.N) if curve.N else MUTED, getattr(curve, name)
-                x, y = binned(spent, curve.loss)
-                axis.plot(x, y, color=colour, lw=1.1, ls="-" if curve.complete else ":", alpha=0.9)
-                last = np.flatnonzero(np.isfinite(curve.val_loss))[-1:]
-                axis.plot(spent[last], curve.val_loss[last], "o", ms=4, color=colour, mec="white", mew=0.5)
-                losses.append(y)
-            axis.set_ylim(*span(np.concatenate(losses)))
+            lines = [binned(getattr(curve, name), curve.loss) for curve in found]
+            for curve, line in zip(found, lines, strict=True):
+                colour, last = scale(curve.N) if curve.N else MUTED, np.flatnonzero(np.isfinite(curve.val_loss))[-1:]
+                axis.plot(*line, color=colour, lw=1.1, ls="-" if curve.complete else ":", alpha=0.9)
+                end = getattr(curve, name)[last], curve.val_loss[last]
+                axis.plot(*end, "o", ms=4, color=colour, mec="white", mew=0.5)
+            axis.set_ylim(*span(np.concatenate([loss for _, loss in lines])))
             log_axis(axis.yaxis, "loss")
             variable, label = ("D", "tokens seen") if name == "tokens" else ("C", "compute spent (FLOPs)")
             log_axis(axis.xaxis, variable, label)
@@ -56,6 +54,13 @@ def curves(found: list[Curve], scale: Scale) -> Figure | None:
 def _points(axis: Axes, view: FittedLaw, x: str, scale: Scale) -> None:
     columns = view.table.columns
     axis.scatter(columns[x], columns["loss"], s=20, c=scale(columns[scale.variable]), ec="white", lw=0.5, zorder=3)
+
+
+def _frame(axis: Axes, view: FittedLaw, x: str, losses: Sequence[Array], margin: float) -> None:
+    """The axes of losses against a variable, with room for all ``losses``."""
+    axis.set_ylim(*span(np.concatenate(losses), margin))
+    log_axis(axis.yaxis, "loss", view.unit)
+    log_axis(axis.xaxis, x)
 
 
 def _companion(axis: Axes, view: FittedLaw, name: str) -> Array:
@@ -105,21 +110,14 @@ def slices(view: FittedLaw, scales: Mapping[str, Scale]) -> Figure:
             elif view.declared.variables == (x,):
                 _main_single(axis, view, x)
             visible.append(_companion(axis, view, f"kaplan_{x.lower()}"))
-            _value_key(axis, scales[other])
+            for value in scales[other].shown():
+                axis.plot([], [], "-o", ms=4, color=scales[other](value), label=f"{other} = {count(value)}")
+            axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handlelength=1.6)
         for axis, x in zip(axes, "ND", strict=True):
-            axis.set_ylim(*span(np.concatenate(visible), 0.12))
-            log_axis(axis.yaxis, "loss", view.unit)
-            log_axis(axis.xaxis, x)
+            _frame(axis, view, x, visible, 0.12)
             _baselines(axis, view)
         axes[1].set_ylabel("")
     return drawn
-
-
-def _value_key(axis: Axes, scale: Scale) -> None:
-    """A legend above the panel: the curves by value, and the law in one variable."""
-    for value in scale.shown():
-        axis.plot([], [], "-o", ms=4, color=scale(value), label=f"{scale.variable} = {count(value)}")
-    axis.legend(loc="lower left", bbox_to_anchor=(-0.02, 1.0), ncols=3, columnspacing=1.2, handlelength=1.6)
 
 
 def compute(view: FittedLaw, scale: Scale) -> Figure:
@@ -137,11 +135,8 @@ def compute(view: FittedLaw, scale: Scale) -> Figure:
             draw_band(axis, C, view.best(C), lw=2.2, label="least loss at a budget, by the law")
         elif view.declared.variables == ("C",):
             _main_single(axis, view, "C")
-        line = _companion(axis, view, "kaplan_c")
-        axis.set_ylim(*span(np.concatenate([columns["loss"], line]), 0.12))
         axis.set_xlim(*span(columns["C"], 0.1))
-        log_axis(axis.yaxis, "loss", view.unit)
-        log_axis(axis.xaxis, "C")
+        _frame(axis, view, "C", [columns["loss"], _companion(axis, view, "kaplan_c")], 0.12)
         _baselines(axis, view)
         if axis.get_legend_handles_labels()[0]:
             axis.legend(loc="upper right")
@@ -194,11 +189,8 @@ def fan(view: FittedLaw, scale: Scale) -> Figure:
             axis.errorbar(at, least, error, fmt="o", ms=5, color=HELD_OUT, capsize=3, lw=1.3)
             label, place = f"{factor:.0f}x\n{least:.3f}", (at, high)
             axis.annotate(label, place, xytext=(0, 6), textcoords="offset points", ha="center", fontsize=8.5)
-        everything = np.concatenate([loss, band.low, [floor] if floor else []])
-        axis.set_ylim(*span(everything[everything > 0], 0.05))
         axis.set_xlim(measured.min() / 1.5, C[-1])
-        log_axis(axis.yaxis, "loss", view.unit)
-        log_axis(axis.xaxis, "C")
+        _frame(axis, view, "C", [loss, band.low[band.low > 0], np.array([floor] if floor and floor > 0 else [])], 0.05)
         axis.legend(loc="upper right")
         scale.key(drawn, [axis])
     return drawn

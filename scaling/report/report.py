@@ -21,8 +21,6 @@ from scaling.report.plot_style import Scale
 from scaling.report.sections_fit import SECTIONS
 from scaling.tables.table import Table
 
-TEMPLATES = Path(__file__).parent / "templates"
-
 
 def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_dir: Path | None, out: Path) -> Path:
     """Write OUT/report/index.html and the PNGs beside it, and return the path of the page.
@@ -33,12 +31,15 @@ def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_di
     scales = {k: Scale(k, table.columns[k]) for k in ("N", "D")}
     source = ReportSource(FittedLaw(law, table, draws), runs_dir, scales)
     sections = [section for make in SECTIONS if (section := make(source))]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    templates = jinja2.FileSystemLoader(Path(__file__).parent / "templates")
+    environment = jinja2.Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters["formula"] = formula
+    name = Path(law.data.source).name
     page = environment.get_template("report.html.j2").render(
-        title=_title(source), summary=_summary(source), warnings=law.checks.warnings, sections=sections
+        title=f"Scaling law of {name}" if name else "Scaling law",
+        summary=_summary(source),
+        warnings=law.checks.warnings,
+        sections=sections,
     )
     directory = out / "report"
     for section in sections:
@@ -51,11 +52,6 @@ def write_report(law: LawFile, table: Table, draws: Mapping[str, Array], runs_di
 # --- The first paragraph ------------------------------------------------------------------------------------------
 
 
-def _title(source: ReportSource) -> str:
-    name = Path(source.law.data.source).name
-    return f"Scaling law of {name}" if name else "Scaling law"
-
-
 def _range(values: Array, write: Callable[[float], str]) -> str:
     low, high = write(float(values.min())), write(float(values.max()))
     return low if low == high else f"{low} to {high}"
@@ -63,10 +59,8 @@ def _range(values: Array, write: Callable[[float], str]) -> str:
 
 def _summary(source: ReportSource) -> list[str]:
     """What was fitted, whether it held, and what it says: a paragraph in plain words."""
-    law, table = source.law, source.view.table
-    columns = table.columns
-    rows = pluralise(len(table), "measurement")
-    runs = pluralise(len(set(table.run)), "training run")
+    law, table, columns = source.law, source.view.table, source.view.table.columns
+    rows, runs = pluralise(len(table), "measurement"), pluralise(len(set(table.run)), "training run")
     said = [
         f"{law.fit.formula or law.fit.law} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
         f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "
@@ -75,11 +69,8 @@ def _summary(source: ReportSource) -> list[str]:
         _coefficients_in_words(source),
     ]
     if source.view.declared.name == "chinchilla":
-        a, b = measured_exponents(source.view, law.fit.params)
-        said.append(
-            f"By this law the best use of a budget C is N ∝ C^{significant(float(a), 3)} parameters and "
-            f"D ∝ C^{significant(float(b), 3)} tokens."
-        )
+        a, b = (significant(float(v), 3) for v in measured_exponents(source.view, law.fit.params))
+        said.append(f"By this law the best use of a budget C is N ∝ C^{a} parameters and D ∝ C^{b} tokens.")
     if excluded := len(law.data.excluded):
         were = "was" if excluded == 1 else "were"
         said.append(f"{pluralise(excluded, 'row')} {were} left out; the reasons are below.")
@@ -99,10 +90,8 @@ def _verdict(source: ReportSource) -> str:
         off = f"was off by {errors[0]:.2f} %, and the measurement lies {'inside' if covered else 'outside'} its"
     else:
         subject, seen = f"The {len(rows)} predictions", "them"
-        off = (
-            f"were off by {errors.mean():.2f} % on average and {errors.max():.2f} % at most, "
-            f"with {covered} of {len(rows)} inside the"
-        )
+        mean, worst = f"{errors.mean():.2f} % on average", f"{errors.max():.2f} % at most"
+        off = f"were off by {mean} and {worst}, with {covered} of {len(rows)} inside the"
     return f"{subject} for {what}, made without having seen {seen}, {off} {source.level} interval."
 
 

@@ -111,20 +111,14 @@ def _law_section(source: ReportSource) -> Section:
 
 def _between_curves(scales: Mapping[str, Scale]) -> str:
     """Says which dots have no curve of their own, where the values are too many for one each."""
-    parts = [
-        f"{len(scale.shown())} of the {len(scale.values)} values of {name}"
-        for name, scale in scales.items()
-        if len(scale.shown()) < len(scale.values)
-    ]
+    sizes = {name: (len(scale.shown()), len(scale.values)) for name, scale in scales.items()}
+    parts = [f"{shown} of the {all_} values of {name}" for name, (shown, all_) in sizes.items() if shown < all_]
     drawn = " and ".join(parts)
     between = f" Curves are drawn for {drawn}; a dot whose value lies between two of them has a colour between theirs."
     return between if parts else ""
 
 
-def _residuals(source: ReportSource) -> Section | None:
-    drawn = plots_checks.residuals(source.view, source.scales["N"])
-    if drawn is None:
-        return None
+def _residuals(source: ReportSource) -> Section:
     sigma = source.law.fit.residual_sigma
     logarithmic = source.law.fit.loss.scale == "log"
     size = f"{100 * sigma:.2f} %" if logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
@@ -134,6 +128,7 @@ def _residuals(source: ReportSource) -> Section | None:
         "deviation. A good law leaves no pattern; a curve or a tilt means that its form is wrong somewhere. "
         "Ringed dots are those that the held-out test predicted."
     )
+    drawn = plots_checks.residuals(source.view, source.scales["N"])
     pictures = picture("residuals", "Residuals by parameters and tokens", caption, drawn)
     return Section("residuals", "Residuals", text, pictures)
 
@@ -143,15 +138,13 @@ def _allocation(source: ReportSource) -> Section | None:
     if not view.is_surface:
         return None
     C = view.table.columns["C"]
-    top = float(C.max())
-    marked = top * FACTORS
+    top, marked = float(C.max()), C.max() * FACTORS
     budgets = np.unique(np.concatenate([np.geomspace(float(C.min()), marked[-1], 60), marked]))
     approaches = allocate(view, budgets, _traces(source))
     law = next(a for a in approaches if a.name == "parametric")
     text = [
         "Three ways to find the size that makes the best of a budget (Hoffmann et al. 2022, arXiv:2203.15556, "
-        "section 3). "
-        f"{view.compute.words}."
+        f"section 3). {view.compute.words}."
     ]
     if view.declared.name == "chinchilla":
         closed = has_closed_form(view.declared, view.compute)
@@ -278,11 +271,9 @@ def _certificate(source: ReportSource) -> Section:
 
 
 def _fact(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.10g}"
-    if isinstance(value, list | tuple):
-        return ", ".join(symbol(str(v)) for v in value) or "none"
-    return str(value)
+    if isinstance(value, tuple):
+        return ", ".join(map(symbol, value)) or "none"
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 def _excluded(source: ReportSource) -> Section:
@@ -294,8 +285,7 @@ def _excluded(source: ReportSource) -> Section:
 def _runs(source: ReportSource) -> Section:
     view, table = source.view, source.view.table
     columns, response = table.columns, view.declared.response
-    needed = set(view.declared.variables) <= columns.keys()
-    fitted = view.declared.evaluate(source.law.fit.params, columns) if needed else np.full(len(table), np.nan)
+    fitted = view.declared.evaluate(source.law.fit.params, columns)
     order = np.lexsort((columns["D"], columns["N"]))[:MOST_ROWS]
     rows = [
         [
