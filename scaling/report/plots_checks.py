@@ -11,13 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from configs.formatting import count, flops, symbol
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import LawFile
-from scaling.forecast.law_sections import (
-    BacktestWindow,
-    HeldOutPrediction,
-    ProfileSummary,
-    ScoredForecast,
-    Sensitivity,
-)
+from scaling.forecast.law_sections import BacktestWindow, HeldOutPrediction, ProfileSummary, ScoredForecast, Sensitivity
 from scaling.laws import Array
 from scaling.report import plot_style
 from scaling.report.plot_style import HELD_OUT, INK, LABELS, LAW, MUTED, Scale, figure, log_axis, span
@@ -60,10 +54,12 @@ def holdout(
     return drawn
 
 
-def residuals(view: FittedLaw, scale: Scale) -> Figure:
+def residuals(view: FittedLaw, scale: Scale) -> Figure | None:
     """Residuals of the fit against N and against D."""
     values = np.array(view.law.fit.residuals)
     rows = np.isin(view.table.rows, view.law.data.rows)
+    if rows.sum() != len(values):
+        return None
     logarithmic = view.law.fit.loss.scale == "log"
     values = 100 * np.expm1(values) if logarithmic else values
     columns = {k: v[rows] for k, v in view.table.columns.items()}

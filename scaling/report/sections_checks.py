@@ -126,11 +126,8 @@ def sensitivity(source: ReportSource) -> Section | None:
     head = ("", "#least", "#median", "#largest")
     rows = [[formula(symbol(k)), *map(significant, ends)] for k, ends in found.spread.items()]
     pictures = picture("sensitivity", "What each choice moves", caption, plots_checks.tornado(source.law, found))
-    first, *_ = shown = found.settings[:SHOWN_SETTINGS]
-    settings = [
-        [*(s.choices[k] for k in first.choices), str(s.rows), *(significant(s.params[k]) for k in first.params)]
-        for s in shown
-    ]
+    first, shown = found.settings[0], found.settings[:SHOWN_SETTINGS]
+    settings = [[*s.choices.values(), str(s.rows), *map(significant, s.params.values())] for s in shown]
     columns = (*first.choices, "#rows", *(f"#{symbol(k)}" for k in first.params))
     grids = [Grid(head, rows), Grid(columns, settings, folded=f"All {len(found.settings)} refits")]
     return Section("sensitivity", "Sensitivity", text, pictures, grids)
@@ -242,13 +239,11 @@ def _curves_of_one_size(source: ReportSource) -> tuple[float, list[LossCurve], L
 
 def baselines(source: ReportSource) -> Section | None:
     """The baselines in a table, with how many runs have a lower loss."""
-    if not source.view.baselines:
+    found, losses = source.view.baselines, source.view.table.columns["loss"]
+    if not found:
         return None
-    losses = source.view.table.columns["loss"]
-    rows = [
-        [name, nats(loss), f"{int((losses < loss).sum())} of {pluralise(len(losses), 'run')}"]
-        for name, loss in source.view.baselines.items()
-    ]
+    runs = pluralise(len(losses), "run")
+    rows = [[name, nats(loss), f"{(losses < loss).sum()} of {runs}"] for name, loss in found.items()]
     text = [
         "Other models on the tokens that the runs were evaluated on. The n-gram models are interpolated Kneser-Ney "
         "with modified discounts (Chen & Goodman 1999), counted on all training tokens of the corpus; a run that has "

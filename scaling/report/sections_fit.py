@@ -118,7 +118,7 @@ def _between_curves(scales: Mapping[str, Scale]) -> str:
     return between if parts else ""
 
 
-def _residuals(source: ReportSource) -> Section:
+def _residuals(source: ReportSource) -> Section | None:
     sigma = source.law.fit.residual_sigma
     logarithmic = source.law.fit.loss.scale == "log"
     size = f"{100 * sigma:.2f} %" if logarithmic else f"{significant(sigma, 3)} {source.view.loss_unit}"
@@ -130,7 +130,7 @@ def _residuals(source: ReportSource) -> Section:
     )
     drawn = plots_checks.residuals(source.view, source.scales["N"])
     pictures = picture("residuals", "Residuals by parameters and tokens", caption, drawn)
-    return Section("residuals", "Residuals", text, pictures)
+    return Section("residuals", "Residuals", text, pictures) if pictures else None
 
 
 def _allocation(source: ReportSource) -> Section | None:

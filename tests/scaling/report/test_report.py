@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 import pytest
 
-from scaling import formatting as text
+from configs import formatting as text
 from scaling.errors import TableError
 from scaling.forecast.fitted_law import FittedLaw
 from scaling.forecast.law_file import LawFile
