@@ -39,35 +39,6 @@ from scaling.validation.lr_scans import at_best, scans
 LEAST_DRAWS = 100  # with fewer, the ends of an interval are noise
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("source", metavar="RUNS_DIR|TABLE", type=Path, help="what to fit")
-    add("--law", default="chinchilla", choices=list(LAWS), help="the law to fit (default: chinchilla)")
-    add("--holdout", help="rows to predict unseen: largest, none, compute:10x, N>=1e9, D>2e10 (default: largest)")
-    add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
-    add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
-    add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
-    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.69")
-    add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=bits_per_byte")
-    add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
-    add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
-    add("--bootstrap", default=METHODS[0], choices=METHODS, help=f"how noise is resampled (default: {METHODS[0]})")
-    add("--iid", action="store_true", help="resample rows instead of whole runs")
-    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws, at least {LEAST_DRAWS} (default: {DRAWS})")
-    add("--level", type=float, default=LEVEL, help=f"level of the intervals, between 0 and 1 (default: {LEVEL})")
-    add("--best-of", choices=("lr",), help="of runs with the same N and D that differ in this, fit the best")
-    add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
-    add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
-    add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
-    add("--params", type=parse_count, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
-    add("--tokens", type=parse_count, metavar="D", help="tokens of that model")
-    add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
-    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
-    return parser
-
-
 def point(args: argparse.Namespace, compute: Compute) -> dict[str, float] | None:
     """The model that a sensitivity analysis is asked about. Raises FitError for half of one."""
     if args.params is None and args.tokens is None:
@@ -133,7 +104,31 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("source", metavar="RUNS_DIR|TABLE", type=Path, help="what to fit")
+    add("--law", default="chinchilla", choices=list(LAWS), help="the law to fit (default: chinchilla)")
+    add("--holdout", help="rows to predict unseen: largest, none, compute:10x, N>=1e9, D>2e10 (default: largest)")
+    add("--out", type=Path, help="where law.json, draws.npz and report/ go (default: RUNS_DIR)")
+    add("--loss", choices=LOSSES, help="objective (default: log-huber; mse for task_sigmoid)")
+    add("--delta", type=float, default=1e-3, help="turning point of the Huber loss (default: 1e-3)")
+    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.69")
+    add("--column", action="append", default=[], metavar="NAME=COLUMN", help="as in --column loss=bits_per_byte")
+    add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
+    add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
+    add("--bootstrap", default=METHODS[0], choices=METHODS, help=f"how noise is resampled (default: {METHODS[0]})")
+    add("--iid", action="store_true", help="resample rows instead of whole runs")
+    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws, at least {LEAST_DRAWS} (default: {DRAWS})")
+    add("--level", type=float, default=LEVEL, help=f"level of the intervals, between 0 and 1 (default: {LEVEL})")
+    add("--best-of", choices=("lr",), help="of runs with the same N and D that differ in this, fit the best")
+    add("--weights", default="column", choices=WEIGHTS, help="column weight, or seed and evaluation noise")
+    add("--no-average", action="store_true", help="do not fit the other laws in N and D and average over them")
+    add("--sensitivity", action="store_true", help="refit under every combination of debatable choices")
+    add("--params", type=parse_count, metavar="N", help="model whose prediction --sensitivity follows, with --tokens")
+    add("--tokens", type=parse_count, metavar="D", help="tokens of that model")
+    add("--starts", default="grid", choices=("grid", "random"), help="set of starting points (default: grid)")
+    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

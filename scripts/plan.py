@@ -37,7 +37,6 @@ from scaling.forecast.forecast import forecast
 from scaling.forecast.law_file import LawFile, read_draws, read_law
 from scaling.laws import Array
 from scaling.tables.cells import MAX_VALUE
-from scaling.tables.compute import Compute
 
 RUNS = 3
 
@@ -53,36 +52,14 @@ class Proposal:
     target: dict[str, float]
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--flops", type=parse_count, metavar="C", help="budget in FLOPs: give the best N and D")
-    given.add_argument("--params", type=parse_count, metavar="N", help="parameters: give the tokens they deserve")
-    given.add_argument("--tokens", type=parse_count, metavar="D", help="tokens: give the parameters they deserve")
-    add("--target-params", type=parse_count, metavar="N", help="parameters of the model to forecast")
-    add("--target-tokens", type=parse_count, metavar="D", help="tokens of the model to forecast")
-    add(
-        "--budget", type=parse_count, metavar="C", help="FLOPs for all proposed runs (default: a tenth of the target's)"
-    )
-    add("--runs", type=int, help=f"runs to propose at most (default: {RUNS})")
-    add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
-    add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
 def propose(args: argparse.Namespace, law: LawFile, draws: Mapping[str, Array]) -> Proposal:
     """Choose the next runs for a target. Raises PlanError, ConfigError."""
     N, D = args.target_params, args.target_tokens
     if N is None or D is None:
         raise PlanError("a target needs both --target-params and --target-tokens")
-    compute = law.compute
     if max(N, D) > MAX_VALUE:
         raise PlanError(f"--target-params {N:g} and --target-tokens {D:g} are beyond any plausible value")
-    C = float(compute.flops(N, D))
+    C = float(law.compute.flops(N, D))
     budget = C / 10 if args.budget is None else args.budget
     runs_wanted = RUNS if args.runs is None else args.runs
     if runs_wanted < 1:
@@ -94,10 +71,12 @@ def propose(args: argparse.Namespace, law: LawFile, draws: Mapping[str, Array]) 
         low, high = law.data.fit_range["N"]
         found = [s for s in shapes(setting, law.data.n_definition) if low / 2 <= s.N <= min(4 * high, max(high, N))]
         tokens = law.data.fit_range["D"]
-        possible = candidates(setting, found, compute, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
+        possible = candidates(setting, found, law.compute, (tokens[0], min(4 * tokens[1], max(tokens[1], D))), budget)
     else:
         possible = grid(law, target, budget)
-    possible = pick(possible, allowed(law, possible))
+    points = law.data.points
+    if {"N", "D"} <= points.keys():  # leave those that are trained already or too far from the fitted ones
+        possible = pick(possible, sensible(possible, np.array(points["N"]), np.array(points["D"])))
     chosen = design(DesignBasis.of(law, draws), target, possible, budget, runs_wanted)
     runs = pick(possible, np.array([s.candidate for s in chosen.steps]))
     return Proposal(chosen, runs, found, setting, target)
@@ -108,47 +87,13 @@ def pick(runs: Candidates, which: NDArray[Any]) -> Candidates:
     return Candidates({k: v[which] for k, v in runs.columns.items()}, runs.flops[which])
 
 
-def allowed(law: LawFile, possible: Candidates) -> NDArray[np.bool_]:
-    """Which candidates are new and not too far from the fitted points; all where the law does not list those."""
-    points = law.data.points
-    if not {"N", "D"} <= points.keys():
-        return np.ones(len(possible), dtype=bool)
-    return sensible(possible, np.array(points["N"]), np.array(points["D"]))
-
-
-def as_dict(
-    best: Best | None, loss: Mapping[str, float] | None, proposal: Proposal | None, counted: Sequence[str]
-) -> dict[str, Any]:
-    """What --json prints."""
-    answer: dict[str, Any] = {"compute": counted[0], "cautions": list(counted[1:])}
-    if best is not None:
-        answer |= asdict(best) | {"loss": loss}
-    if proposal is not None:
-        runs = [
-            {"N": float(N), "D": float(D), "flops": s.flops, "sigma_after": s.sigma, "gain_per_flop": s.gain_per_flop}
-            for N, D, s in zip(
-                proposal.runs.columns["N"], proposal.runs.columns["D"], proposal.design.steps, strict=True
-            )
-        ]
-        answer |= {"target": proposal.target, "sigma": proposal.design.sigma, "runs": runs}
-    return answer
-
-
-def how_counted(compute: Compute, best: Best | None, proposal: Proposal | None) -> list[str]:
-    """Which definition C has, and where it was carried on beyond the fitted sizes."""
-    sizes = [best.N.value] if best is not None else []
-    sizes += [proposal.target["N"]] if proposal is not None else []
-    return [compute.words, *compute.caution(sizes)]
-
-
-def show_best(best: Best, loss: Mapping[str, float], level: float, console: Console) -> None:
+def show_best(best: Best, loss: Mapping[str, float], console: Console) -> None:
     """Print the best model."""
-    table = Grid("", "best", f"{100 * level:g} % interval")
+    table = Grid("", "best", f"{100 * loss['level']:g} % interval")
     rows = (("parameters N", best.N, count), ("tokens D", best.D, count), ("compute C (FLOPs)", best.C, flops))
     for name, q, write in rows:
-        table.add_row(
-            name, write(q.value), f"{write(q.low)} to {write(q.high)}" if q.high > 1.0001 * q.low else "given"
-        )
+        interval = f"{write(q.low)} to {write(q.high)}" if q.high > 1.0001 * q.low else "given"
+        table.add_row(name, write(q.value), interval)
     table.add_row("tokens per parameter", significant(best.D.value / best.N.value, 3), "")
     table.add_row("loss (nats per token)", f"{loss['loss']:.4f}", f"{loss['low']:.4f} to {loss['high']:.4f}")
     console.print(table)
@@ -180,57 +125,79 @@ def run(args: argparse.Namespace) -> None:
     """Read, plan, print, write."""
     law = read_law(args.law)
     draws = read_draws(args.law, law.declared.parameters)
-    console = make_console()
-    given = next(
-        ((k, v) for k, v in (("C", args.flops), ("N", args.params), ("D", args.tokens)) if v is not None), None
-    )
+    console, compute = make_console(), law.compute
+    given = [(k, v) for k, v in (("C", args.flops), ("N", args.params), ("D", args.tokens)) if v is not None]
     wants_runs = args.target_params is not None or args.target_tokens is not None
-    if given is None and not wants_runs:
+    if not given and not wants_runs:
         raise PlanError("say what to plan: --flops, --params, --tokens, or --target-params with --target-tokens")
     idle = [f"--{k}" for k in ("budget", "runs", "like") if getattr(args, k) is not None]
     if idle and not wants_runs:
-        raise PlanError(
-            f"{idle[0]} is about runs to propose: name --target-params and --target-tokens, or leave it out"
-        )
+        remedy = "name --target-params and --target-tokens, or leave it out"
+        raise PlanError(f"{idle[0]} is about runs to propose: {remedy}")
     if args.write and not (args.like and wants_runs):
         raise PlanError("--write needs a target and --like SWEEP.yaml, which says what the runs have in common")
-    best = loss = proposal = None
-    if given is not None:
-        best = best_for(law, draws, *given)
+    best = loss = None
+    if given:
+        best = best_for(law, draws, *given[0])
         predicted = forecast(args.law, law, {"N": best.N.value, "D": best.D.value})
         loss = {k: getattr(predicted, k) for k in ("loss", "low", "high", "level", "extrapolation")}
-    if wants_runs:
-        proposal = propose(args, law, draws)
-    counted = how_counted(law.compute, best, proposal)
-    if args.json:
-        print(json.dumps(as_dict(best, loss, proposal, counted)))
-    else:
-        console.print(*counted, sep="\n", soft_wrap=True)
-        if best is not None and loss is not None:
-            show_best(best, loss, law.fit.level, console)
-        if proposal is not None:
+    proposal = propose(args, law, draws) if wants_runs else None
+    sizes = [best.N.value] if best else []
+    sizes += [proposal.target["N"]] if proposal else []
+    cautions = compute.caution(sizes)
+    answer: dict[str, Any] = {"compute": compute.words, "cautions": list(cautions)}
+    if not args.json:
+        console.print(compute.words, *cautions, sep="\n", soft_wrap=True)
+    if best and loss:
+        answer |= asdict(best) | {"loss": loss}
+        if not args.json:
+            show_best(best, loss, console)
+    if proposal:
+        columns = (proposal.runs.columns[k].tolist() for k in ("N", "D"))
+        runs = [
+            {"N": N, "D": D, "flops": s.flops, "sigma_after": s.sigma, "gain_per_flop": s.gain_per_flop}
+            for N, D, s in zip(*columns, proposal.design.steps, strict=True)
+        ]
+        answer |= {"target": proposal.target, "sigma": proposal.design.sigma, "runs": runs}
+        if not args.json:
             show_proposal(proposal, console)
-    if args.write and proposal is not None and proposal.setting is not None:
-        write_text(args.write, written(args, proposal))
+    if args.json:
+        print(json.dumps(answer))
+    if args.write and proposal and proposal.setting:
+        write_text(args.write, written(args, proposal, proposal.setting))
         if not args.json:
             console.print(f"sweep: {args.write}", soft_wrap=True)
 
 
-def written(args: argparse.Namespace, proposal: Proposal) -> str:
+def written(args: argparse.Namespace, proposal: Proposal, setting: Setting) -> str:
     """The sweep file of a proposal."""
-    assert proposal.setting is not None
-    target = proposal.target
-    last = proposal.design.steps[-1].sigma
+    target, sigma = proposal.target, proposal.design.sigma
     comment = (
         f"Runs that should narrow the forecast for N = {count(target['N'])}, D = {count(target['D'])} by {args.law}\n"
-        f"from {100 * proposal.design.sigma:.3g} % to {100 * last:.3g} % (one standard deviation), most useful first."
+        f"from {100 * sigma:.3g} % to {100 * proposal.design.steps[-1].sigma:.3g} % (one standard deviation), "
+        "most useful first."
     )
-    return sweep_yaml(proposal.setting, proposal.shapes, proposal.runs, args.write, comment)
+    return sweep_yaml(setting, proposal.shapes, proposal.runs, args.write, comment)
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument("--flops", type=parse_count, metavar="C", help="budget in FLOPs: give the best N and D")
+    given.add_argument("--params", type=parse_count, metavar="N", help="parameters: give the tokens they deserve")
+    given.add_argument("--tokens", type=parse_count, metavar="D", help="tokens: give the parameters they deserve")
+    add("--target-params", type=parse_count, metavar="N", help="parameters of the model to forecast")
+    add("--target-tokens", type=parse_count, metavar="D", help="tokens of the model to forecast")
+    budget = "FLOPs for all proposed runs (default: a tenth of the target's)"
+    add("--budget", type=parse_count, metavar="C", help=budget)
+    add("--runs", type=int, help=f"runs to propose at most (default: {RUNS})")
+    add("--like", type=Path, metavar="SWEEP.yaml", help="a sweep whose data, recipe and directory the runs share")
+    add("--write", type=Path, metavar="NEXT.yaml", help="write the proposed runs as a sweep (with --like)")
+    add("--json", action="store_true", help="print one JSON object")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

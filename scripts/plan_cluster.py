@@ -10,10 +10,10 @@ each GPU; times are in seconds. How well this agrees with measured and published
 """
 
 import argparse
-import dataclasses
 import difflib
 import json
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ from train.cost.step_time import MATMUL_EFFICIENCY, Cluster, Prediction, alterna
 _SHOWN_STAGES = 8
 
 
-def make_parser() -> Parser:
-    """The command line."""
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; return its exit status."""
     parser = Parser(__doc__, {"0": "the run fits", "1": "it does not"}, overrides=True)
     add = parser.add_argument
     add("--config", type=Path, required=True, metavar="RUN.yaml", help="the run; --a.b=c overrides a key")
@@ -46,25 +46,44 @@ def make_parser() -> Parser:
     add("--efficiency", type=float, default=MATMUL_EFFICIENCY, help=share)
     add("--alternatives", type=int, default=5, metavar="N", help="other topologies listed (default 5)")
     add("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command; return its exit status."""
-    return run_command(make_parser(), plan, arguments)
+    return run_command(parser, plan, arguments)
 
 
 def plan(options: argparse.Namespace) -> int:
     """Predict, print, and return whether the run fits, as a status."""
     run, cluster = load_run(options.config, options.overrides), _cluster(options)
+    parameters = count_parameters(run.model).total
     problem = obstacle(run.step_plan, cluster.devices)
     prediction = None if problem else predict(run.step_plan, cluster)
     others = alternatives(run.step_plan, cluster)[: options.alternatives] if options.alternatives else []
+    status = 0 if prediction is not None and _fits(prediction, cluster) else 1
     if options.json:
-        print(json.dumps(_as_json(run, cluster, prediction, problem, others), indent=2))
+        content = {
+            "parameters": parameters,
+            "tokens_per_step": run.tokens_per_step,
+            "steps": run.steps,
+            "devices": cluster.devices,
+            "gpu": asdict(cluster.gpu),
+            "problem": problem,
+            "plan": None if prediction is None else _as_json(run.step_plan, prediction, cluster),
+            "alternatives": [_as_json(*other, cluster) for other in others],
+        }
+        print(json.dumps(content, indent=2))
+        return status
+    console = make_console()
+    where = f"{cluster.devices:,} x {options.gpu} ({cluster.nodes} x {cluster.per_node})"
+    each = f"{parameters:,} parameters, {run.precision}, {run.tokens_per_step:,} tokens per step"
+    print(f"{run.name}: {each}, on {where}")
+    if prediction is None:
+        print(f"cannot be spread so: {problem}")
     else:
-        _print(run, cluster, options, prediction, problem, others)
-    return 0 if prediction is not None and _fits(prediction, cluster) else 1
+        console.print(_stage_table(run.model, prediction))
+        print(*_summary(run, cluster, prediction), sep="\n")
+    if others:
+        console.print(_alternatives_table(cluster, others))
+    elif options.alternatives:
+        print("no topology of this trainer fits: take more GPUs, larger ones, or a smaller train.global_batch_size")
+    return status
 
 
 def _cluster(options: argparse.Namespace) -> Cluster:
@@ -81,47 +100,18 @@ def _cluster(options: argparse.Namespace) -> Cluster:
         if value is not None and not value > 0:
             problems.append(Problem("command line", f"--{key.replace('_', '-')}", f"{value} must be above 0"))
     if options.efficiency > 1:
-        problems.append(
-            Problem("command line", "--efficiency", f"{options.efficiency} is more than the peak; nearest is 1")
-        )
+        message = f"{options.efficiency} is more than the peak; nearest is 1"
+        problems.append(Problem("command line", "--efficiency", message))
     if problems:
         raise ConfigError(problems)
     gpu = GPUS[by_lower_case[options.gpu.lower()]]
     units = {"memory": GIB, "link": 1e9, "network": 1e9}
     given = {key: getattr(options, key) * unit for key, unit in units.items() if getattr(options, key) is not None}
-    return Cluster(dataclasses.replace(gpu, **given), options.gpus_per_node, options.nodes, options.efficiency)
+    return Cluster(replace(gpu, **given), options.gpus_per_node, options.nodes, options.efficiency)
 
 
 def _fits(prediction: Prediction, cluster: Cluster) -> bool:
     return prediction.peak <= USABLE * cluster.gpu.memory
-
-
-# ---------------------------------------------------------------------------------------- presentation
-
-
-def _print(
-    run: RunConfig,
-    cluster: Cluster,
-    options: argparse.Namespace,
-    prediction: Prediction | None,
-    problem: str | None,
-    others: list[tuple[StepPlan, Prediction]],
-) -> None:
-    console = make_console()
-    parameters = count_parameters(run.model).total
-    where = f"{cluster.devices:,} x {options.gpu} ({cluster.nodes} x {cluster.per_node})"
-    print(
-        f"{run.name}: {parameters:,} parameters, {run.precision}, {run.tokens_per_step:,} tokens per step, on {where}"
-    )
-    if prediction is None:
-        print(f"cannot be spread so: {problem}")
-    else:
-        console.print(_stage_table(run.model, prediction))
-        print(*_summary(run, cluster, prediction), sep="\n")
-    if others:
-        console.print(_alternatives_table(cluster, others))
-    elif options.alternatives:
-        print("no topology of this trainer fits: take more GPUs, larger ones, or a smaller train.global_batch_size")
 
 
 def _gib(size: float) -> str:
@@ -147,88 +137,49 @@ def _summary(run: RunConfig, cluster: Cluster, prediction: Prediction) -> list[s
     step, volume = prediction.step, prediction.volume
     verdict = "fits" if _fits(prediction, cluster) else "does not fit"
     limit = f"{_gib(USABLE * cluster.gpu.memory)} GiB usable of {_gib(cluster.gpu.memory)}"
-    parts = {
-        "arithmetic and memory": step.compute,
-        "bubble": step.bubble,
-        "pipeline sends": step.pipeline,
-        "tensor parallel": step.tensor_parallel,
-        "data parallel": step.data_parallel,
-        "optimizer": step.optimizer,
-        "to the host and back": step.host,
-    }
-    spent = ", ".join(f"{name} {seconds:.3g} s" for name, seconds in parts.items() if seconds)
-    sent = {
-        "data parallel": volume.data_parallel,
-        "pipeline": volume.pipeline,
-        "tensor parallel": volume.tensor_parallel,
-        "to the host": volume.host,
-    }
-    bytes_sent = ", ".join(f"{name} {size / 1e9:,.3g} GB" for name, size in sent.items() if size) or "nothing"
+    names = {"compute": "arithmetic and memory", "pipeline": "pipeline sends", "host": "to the host and back"}
+    spent = [f"{names.get(part, part)} {seconds:.3g} s" for part, seconds in asdict(step).items() if seconds]
+    names = {"host": "to the host"}
+    sent = [f"{names.get(part, part)} {size / 1e9:,.3g} GB" for part, size in asdict(volume).items() if size]
     days = run.steps * step.seconds / 86_400
     rate = run.tokens_per_step / step.seconds
     return [
         f"verdict    {verdict}: at most {_gib(prediction.peak)} GiB, {limit}",
         f"bubble     {prediction.bubble:.1%} of a stage's time",
-        f"sent       {bytes_sent} by each GPU and step",
-        f"step       {step.seconds:.3g} s: {spent}",
+        f"sent       {', '.join(sent).replace('_', ' ') or 'nothing'} by each GPU and step",
+        f"step       {step.seconds:.3g} s: {', '.join(spent).replace('_', ' ')}",
         f"speed      {rate:,.0f} tokens/s, MFU {prediction.mfu:.1%}; {run.steps:,} steps take {days:.3g} days",
     ]
 
 
 def _alternatives_table(cluster: Cluster, others: list[tuple[StepPlan, Prediction]]) -> Table:
-    split = ("#stages", "#tensor", "#replicas", "#ZeRO", "#micro_batch_size", "#recompute")
     title = "topologies of this trainer that fit, the fastest first"
+    split = ("#stages", "#tensor", "#replicas", "#ZeRO", "#micro_batch_size", "#recompute")
     table = make_table(title, *split, "#peak GiB", "#bubble", "#step s", "#MFU")
     for plan, prediction in others:
-        table.add_row(
-            str(plan.parallel.pipeline_stages),
-            str(plan.parallel.tensor_parallel),
-            str(replicas_of(plan.parallel, cluster.devices)),
-            str(plan.zero_stage),
-            str(plan.train.micro_batch_size),
-            "yes" if plan.train.activation_checkpointing else "no",
-            _gib(prediction.peak),
-            f"{prediction.bubble:.1%}",
-            f"{prediction.step.seconds:.3g}",
-            f"{prediction.mfu:.1%}",
-        )
+        parallel, train = plan.parallel, plan.train
+        degrees = (parallel.pipeline_stages, parallel.tensor_parallel, replicas_of(parallel, cluster.devices))
+        cells = (*degrees, plan.zero_stage, train.micro_batch_size, "yes" if train.activation_checkpointing else "no")
+        speed = (f"{prediction.bubble:.1%}", f"{prediction.step.seconds:.3g}", f"{prediction.mfu:.1%}")
+        table.add_row(*map(str, cells), _gib(prediction.peak), *speed)
     return table
 
 
-def _as_json(
-    run: RunConfig,
-    cluster: Cluster,
-    prediction: Prediction | None,
-    problem: str | None,
-    others: list[tuple[StepPlan, Prediction]],
-) -> dict[str, Any]:
-    """Return everything that the tables say, in bytes and seconds."""
-
-    def described(plan: StepPlan, prediction: Prediction) -> dict[str, Any]:
-        return {
-            "pipeline_stages": plan.parallel.pipeline_stages,
-            "tensor_parallel": plan.parallel.tensor_parallel,
-            "zero_stage": plan.zero_stage,
-            "micro_batch_size": plan.train.micro_batch_size,
-            "activation_checkpointing": plan.train.activation_checkpointing,
-            "fits": _fits(prediction, cluster),
-            "peak_bytes": prediction.peak,
-            "memory": [dataclasses.asdict(memory) | {"peak": memory.peak} for memory in prediction.memory],
-            "volume": dataclasses.asdict(prediction.volume),
-            "bubble": prediction.bubble,
-            "step": dataclasses.asdict(prediction.step) | {"seconds": prediction.step.seconds},
-            "mfu": prediction.mfu,
-        }
-
+def _as_json(plan: StepPlan, prediction: Prediction, cluster: Cluster) -> dict[str, Any]:
+    """Return everything that the tables say of one topology, in bytes and seconds."""
     return {
-        "parameters": count_parameters(run.model).total,
-        "tokens_per_step": run.tokens_per_step,
-        "steps": run.steps,
-        "devices": cluster.devices,
-        "gpu": dataclasses.asdict(cluster.gpu),
-        "problem": problem,
-        "plan": None if prediction is None else described(run.step_plan, prediction),
-        "alternatives": [described(*other) for other in others],
+        "pipeline_stages": plan.parallel.pipeline_stages,
+        "tensor_parallel": plan.parallel.tensor_parallel,
+        "zero_stage": plan.zero_stage,
+        "micro_batch_size": plan.train.micro_batch_size,
+        "activation_checkpointing": plan.train.activation_checkpointing,
+        "fits": _fits(prediction, cluster),
+        "peak_bytes": prediction.peak,
+        "memory": [asdict(memory) | {"peak": memory.peak} for memory in prediction.memory],
+        "volume": asdict(prediction.volume),
+        "bubble": prediction.bubble,
+        "step": asdict(prediction.step) | {"seconds": prediction.step.seconds},
+        "mfu": prediction.mfu,
     }
 
 

@@ -23,24 +23,6 @@ from scaling.forecast.law_file import LawFile, read_law
 from scaling.forecast.preregistration import register
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
-    add("--params", type=parse_count, metavar="N", help="parameters of the model, counted as in the fit")
-    add("--tokens", type=parse_count, metavar="D", help="tokens that it is trained on")
-    add("--flops", type=parse_count, metavar="C", help="training compute in FLOPs")
-    add("--steps", type=parse_count, metavar="S", help="optimizer steps, for laws in S")
-    add("--unique-tokens", type=parse_count, metavar="U", help="different tokens among D (default: all of them)")
-    add("--loss", type=parse_count, metavar="L", help="loss in nats per token, for the law task_sigmoid")
-    add("--average", action="store_true", help="average over all laws fitted, their spread in the interval")
-    add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
-    add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
 def show(result: Forecast, law: LawFile) -> str:
     """The forecast in words."""
     far = "inside the fitted range"
@@ -50,25 +32,16 @@ def show(result: Forecast, law: LawFile) -> str:
     given = ", ".join(f"{k} = {v:.4g}" for k, v in result.inputs.items())
     counted = "".join(f"\n{line}" for line in (law.compute.words, *result.cautions)) if "C" in result.inputs else ""
     kind = f"loss {{}} {law.data.loss_unit}" if law.fit.law != "task_sigmoid" else "score {}"
-    return (
-        f"{given}\n"
-        f"{kind.format(nats(result.loss))}, {100 * result.level:g} % interval "
-        f"{nats(result.low)} to {nats(result.high)}\n{far}{counted}"
-    )
+    interval = f"{100 * result.level:g} % interval {nats(result.low)} to {nats(result.high)}"
+    return f"{given}\n{kind.format(nats(result.loss))}, {interval}\n{far}{counted}"
 
 
 def run(args: argparse.Namespace) -> None:
     """Read the law, predict, print."""
     law = read_law(args.law)
     path = args.law if args.law.is_dir() else args.law.parent
-    given = {
-        "N": args.params,
-        "D": args.tokens,
-        "C": args.flops,
-        "S": args.steps,
-        "U": args.unique_tokens,
-        "loss": args.loss,
-    }
+    given = {"N": args.params, "D": args.tokens, "C": args.flops, "S": args.steps}
+    given |= {"U": args.unique_tokens, "loss": args.loss}
     result = forecast(path, law, given, args.average)
     answer = {k: getattr(result, k) for k in ("loss", "low", "high", "level", "extrapolation")}
     answer |= {"extrapolation_by": result.extrapolation_by, "inputs": result.inputs}
@@ -90,7 +63,20 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("law", metavar="LAW.json", type=Path, help="a fitted law, or the directory that holds its law.json")
+    add("--params", type=parse_count, metavar="N", help="parameters of the model, counted as in the fit")
+    add("--tokens", type=parse_count, metavar="D", help="tokens that it is trained on")
+    add("--flops", type=parse_count, metavar="C", help="training compute in FLOPs")
+    add("--steps", type=parse_count, metavar="S", help="optimizer steps, for laws in S")
+    add("--unique-tokens", type=parse_count, metavar="U", help="different tokens among D (default: all of them)")
+    add("--loss", type=parse_count, metavar="L", help="loss in nats per token, for the law task_sigmoid")
+    add("--average", action="store_true", help="average over all laws fitted, their spread in the interval")
+    add("--task", metavar="LAW.json", type=Path, help="a fitted task_sigmoid: predict the score as well")
+    add("--register", action="store_true", help="store the forecast beside the law; fit.py scores it later")
+    add("--json", action="store_true", help="print one JSON object")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

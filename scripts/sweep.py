@@ -37,9 +37,8 @@ from train.sweep.run import Run, Sweep
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    parser = Parser(
-        __doc__, {"0": "all runs complete", "1": "some failed", "128 + n": "ended by signal n"}, overrides=True
-    )
+    statuses = {"0": "all runs complete", "1": "some failed", "128 + n": "ended by signal n"}
+    parser = Parser(__doc__, statuses, overrides=True)
     parser.add_argument("config", type=Path, metavar="SWEEP.yaml", help="the sweep")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--dry-run", action="store_true", help="print the plan and stop")
@@ -87,12 +86,9 @@ def _renew_bands(sweep: Sweep) -> None:
     """Let the finished runs predict the loss curves of the others, in a process that training does not wait for."""
     complete = sum(complete_record(run.directory) is not None for run in sweep.runs)
     if MIN_RUNGS <= complete < len(sweep.runs):
-        command = [
-            sys.executable,
-            str(Path(__file__).with_name("studies") / "curve_bands.py"),
-            str(sweep.config.directory),
-        ]
-        subprocess.Popen(["nice", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        script = Path(__file__).with_name("studies") / "curve_bands.py"
+        command = ["nice", sys.executable, str(script), str(sweep.config.directory)]
+        subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def _unneeded(sweep: Sweep) -> Mapping[str, str]:

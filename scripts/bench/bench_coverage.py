@@ -18,18 +18,11 @@ from rich.table import Table as Grid
 from configs.cli import Parser, make_console, run_command
 from scaling.fit.bootstrap import METHODS
 from scaling.laws import LAWS
-from scaling.validation.coverage import Coverage, coverage, ladder
+from scaling.validation.coverage import coverage, ladder
 
 TRUTH = {"E": 1.69, "A": 406.4, "B": 410.7, "alpha": 0.34, "beta": 0.28}
 COUPLED = {"E": 1.5, "A": 2000.0, "B": 3000.0, "alpha": 0.45, "beta": 0.4, "gamma": 0.7}
 POINT = {"N": 1e10, "D": 8e11}
-
-
-def row(grid: Grid, label: str, found: Coverage) -> None:
-    """Add one line of percentages."""
-    names = ("E", "A", "B", "alpha", "beta", "mean", "new")
-    cells = [f"{100 * found.covered[k]:.1f}" if k in found.covered else "" for k in names]
-    grid.add_row(label, found.design, *cells, f"{100 * found.bias:+.2f} %", str(found.failed))
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -46,19 +39,20 @@ def main(words: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Simulate every kind of study, and print a table."""
     law, started = LAWS["chinchilla"], time.perf_counter()
-    grid = Grid("law", "design", "E", "A", "B", "alpha", "beta", "mean", "new", "bias", "failed")
+    names = ("E", "A", "B", "alpha", "beta", "mean", "new")
+    grid = Grid("law", "design", *names, "bias", "failed")
     grid.title = f"{args.studies} studies, 90 % intervals, {args.method}, noise {100 * args.sigma:g} %"
     settings = {"studies": args.studies, "draws": args.draws, "method": args.method, "seed": args.seed}
-    for points in (20, 60):
-        for clustered in (False, True):
-            design = ladder(points, clustered, args.sigma)
-            row(grid, "true", coverage(law, TRUTH, design, POINT, **settings))
-    for label, drawn, truth, model in (
-        ("coupled, fitted as chinchilla", LAWS["coupled"], COUPLED, law),
-        ("chinchilla, fitted as kaplan_nd", law, TRUTH, LAWS["kaplan_nd"]),
-        ("chinchilla, fitted with one exponent", law, TRUTH, LAWS["chinchilla_tied"]),
+    for label, drawn, truth, model, designs in (
+        ("true", law, TRUTH, law, ((20, False), (20, True), (60, False), (60, True))),
+        ("coupled, fitted as chinchilla", LAWS["coupled"], COUPLED, law, ((60, False),)),
+        ("chinchilla, fitted as kaplan_nd", law, TRUTH, LAWS["kaplan_nd"], ((60, False),)),
+        ("chinchilla, fitted with one exponent", law, TRUTH, LAWS["chinchilla_tied"], ((60, False),)),
     ):
-        row(grid, label, coverage(drawn, truth, ladder(60, False, args.sigma), POINT, model, **settings))
+        for points, clustered in designs:
+            found = coverage(drawn, truth, ladder(points, clustered, args.sigma), POINT, model, **settings)
+            cells = [f"{100 * found.covered[k]:.1f}" if k in found.covered else "" for k in names]
+            grid.add_row(label, found.design, *cells, f"{100 * found.bias:+.2f} %", str(found.failed))
     console = make_console(140)
     console.print(grid)
     console.print(f"{time.perf_counter() - started:.0f} s")

@@ -10,10 +10,10 @@
 """
 
 import argparse
-import dataclasses
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from timeit import timeit
 
 import torch
@@ -60,30 +60,29 @@ def measure(config: DataConfig, repeats: int) -> Table:
     source = open_source(config)
     texts = [d.text for d in documents(source.texts(), source.max_bytes, duplicates_of(config), Tally())]
     megabytes = sum(len(text.encode()) for text in texts) / 1e6
-    # The first preparation also trains the tokenizer, which the others are given.
-    first = prepare(config, progress=False)
-    given = dataclasses.replace(config, tokenizer=str(first / TOKENIZER))
-    tokenizer = load(first / TOKENIZER)
-    corpus = open_corpus(first)
+    first = prepare(config, progress=False)  # trains the tokenizer too, which the others are given
+    tokenizer, corpus = load(first / TOKENIZER), open_corpus(first)
+
+    def prepare_again() -> None:
+        directory = f"{config.directory}/{next(prepared)}"
+        prepare(replace(config, tokenizer=str(first / TOKENIZER), directory=directory), progress=False)
 
     training_text = texts[: max(1, len(texts) * config.tokenizer_bytes // int(megabytes * 1e6))]
     grammar = make_grammar(GrammarConfig(), vocab_size=64)
     prepared = iter(range(repeats))
-    taken = best_of(
-        repeats,
-        {
-            "prepare": lambda: prepare(
-                dataclasses.replace(given, directory=f"{config.directory}/{next(prepared)}"), progress=False
-            ),
-            "encode": lambda: tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False),
-            "train": lambda: train(training_text, config.vocab_size),
-            "sample": lambda: sample(corpus, SAMPLED_STEPS),
-            "step": trainer(corpus),
-            "generate": lambda: sum(1 for _ in token_blocks(grammar, "train", GENERATED)),
-        },
-    )
+    works: dict[str, Callable[[], object]] = {
+        "prepare": prepare_again,
+        "encode": lambda: tokenizer.backend.encode_batch_fast(texts, add_special_tokens=False),
+        "train": lambda: train(training_text, config.vocab_size),
+        "sample": lambda: sample(corpus, SAMPLED_STEPS),
+        "step": trainer(corpus),
+        "generate": lambda: sum(1 for _ in token_blocks(grammar, "train", GENERATED)),
+    }
+    rounds = [{name: timeit(work, number=1) for name, work in works.items()} for _ in range(repeats)]
+    taken = {name: min(seconds[name] for seconds in rounds) for name in works}
     sampling = SAMPLED_STEPS * BATCH * SEQUENCE / taken["sample"]
     training = TRAINED_STEPS * BATCH * SEQUENCE / taken["step"]
+    generating = GENERATED / taken["generate"]
 
     title = f"data pipeline: {megabytes:.1f} MB of text, vocabulary {config.vocab_size:,}"
     table = make_table(title, "what", "#speed", "against", "#speed", "#ratio")
@@ -91,19 +90,11 @@ def measure(config: DataConfig, repeats: int) -> Table:
     whole = taken["prepare"] + taken["train"]
     for name, time_taken in (("prepare", taken["prepare"]), ("prepare + train tokenizer", whole)):
         table.add_row(name, f"{megabytes / time_taken:.2f} MB/s", *bare, f"{taken['encode'] / time_taken:.2f}")
-    model = f"{SMALLEST} in a bare loop"
-    speeds = (f"{sampling / 1e6:.1f} M tokens/s", model, f"{training / 1e6:.3f} M tokens/s")
-    table.add_row("batch", *speeds, f"{sampling / training:,.0f}")
-    generating = GENERATED / taken["generate"]
-    speeds = (f"{generating / 1e6:.1f} M tokens/s", "batch", f"{sampling / 1e6:.1f} M tokens/s")
-    table.add_row("generate", *speeds, f"{generating / sampling:.2f}")
+    sampled, trained = f"{sampling / 1e6:.1f} M tokens/s", f"{training / 1e6:.3f} M tokens/s"
+    table.add_row("batch", sampled, f"{SMALLEST} in a bare loop", trained, f"{sampling / training:,.0f}")
+    generated = f"{generating / 1e6:.1f} M tokens/s"
+    table.add_row("generate", generated, "batch", sampled, f"{generating / sampling:.2f}")
     return table
-
-
-def best_of(repeats: int, works: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Return the least wall-clock seconds of each work over `repeats` rounds of all of them."""
-    rounds = [{name: timeit(work, number=1) for name, work in works.items()} for _ in range(repeats)]
-    return {name: min(seconds[name] for seconds in rounds) for name in works}
 
 
 def sample(corpus: Corpus, steps: int) -> None:

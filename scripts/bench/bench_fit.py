@@ -43,8 +43,9 @@ def simulated(rows: int, seed: int = 0) -> Table:
     D = N * np.exp(rng.uniform(np.log(2), np.log(300), rows))
     noise = 0.005 * rng.standard_t(3, rows)
     loss = LAWS["chinchilla"].evaluate(TRUTH, {"N": N, "D": D}) * np.exp(noise)
-    columns = {"N": N, "D": D, "loss": loss}
-    return Table(columns, [f"run{i}" for i in range(rows)], np.arange(1, rows + 1), [], "", "simulated").redefine()
+    return Table(
+        {"N": N, "D": D, "loss": loss}, [f"run{i}" for i in range(rows)], np.arange(1, rows + 1), [], "", "simulated"
+    ).redefine()
 
 
 SCALE = 1e4  # BFGS stops at an absolute gradient of 1e-5, far from the optimum of a sum of this size
@@ -138,9 +139,8 @@ def run(args: argparse.Namespace) -> None:
         ratios = ", ".join(f"{m} {slow / own:.0f}x" for m, own in own_boot.items())
         print(f"BFGS {name}: point fit {seconds:.2f} s, ratio {seconds / own_fit:.0f}x; draws {slow:.0f} s, {ratios}")
         print(f"  {_near(others, best)} of {len(starts)} starts within 1e-8, best {others.min():.12g}")
-        print(
-            f"  objective of its draws / ours: median {np.median(draws / mine):.6f}, worst {(draws / mine).max():.6f}"
-        )
+        ratio = draws / mine
+        print(f"  objective of its draws / ours: median {np.median(ratio):.6f}, worst {ratio.max():.6f}")
 
 
 def _near(objectives: Array, best: float) -> int:

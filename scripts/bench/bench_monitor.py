@@ -14,9 +14,10 @@ the last step. 'frozen' counts runs with parameters that no gradient has reached
 import argparse
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -83,8 +84,7 @@ FAULTS = (
 )
 
 
-@dataclass(frozen=True)
-class Trained:
+class Trained(NamedTuple):
     """A run that was trained to its end."""
 
     loss: Array
@@ -108,10 +108,8 @@ def train(run: RunConfig, corpus: Mixture, topology: Topology, fault: Fault) -> 
         broken = step >= begin
         lr = run.optimizer.lr * lr_multiplier(run.schedule, step, run.steps) * (fault.lr if broken else 1.0)
         place = step % fault.stale if broken and fault.stale else step
-        batches: Iterator[MicroBatch] = training_batches(corpus, run.train, run.seed, place, topology)
-        if broken:
-            batches = (fault.batch(batch, draw) for batch in batches)
-        loss = train_step(engine, batches, lr, topology)
+        batches = training_batches(corpus, run.train, run.seed, place, topology)
+        loss = train_step(engine, (fault.batch(b, draw) if broken else b for b in batches), lr, topology)
         seen.append((loss.item(), gradient_norm(engine)))
         if step + 1 == LOOK:
             frozen = without_gradient(engine, table, topology)
@@ -127,13 +125,6 @@ def logged(loss: Array, every: int, averaged: bool) -> tuple[Array, Array]:
         return step, loss[step - 1]
     total = np.concatenate([[0.0], np.cumsum(loss)])
     return step, np.diff(total[np.concatenate([[0], step])]) / np.diff(step, prepend=0)
-
-
-def as_curve(run: RunConfig, step: Array, loss: Array) -> Curve:
-    """Write what was logged as a curve."""
-    nothing = np.full(len(step), np.nan)
-    N = float(count_parameters(run.model).total)
-    return Curve(run.name, N, True, step * run.tokens_per_step, nothing, loss, loss, nothing, step, nothing)
 
 
 def first_alert(run: RunConfig, step: Array, loss: Array, expected: CurveBand, path: Path) -> int | None:
@@ -163,13 +154,8 @@ def measure(folder: Path, steps: int, seeds: int, every: int, console: Console) 
 
     def make(size: str, steps: int, seed: int) -> RunConfig:
         keys = {"model.size": size, "train.steps": steps, "seed": seed, "data.vocab_size": 512}
-        keys |= {
-            "train.global_batch_size": 8,
-            "train.micro_batch_size": 8,
-            "train.sequence_length": 64,
-            "wandb.mode": "disabled",
-        }
-        run = load_run(RUN, [f"--{key}={value}" for key, value in keys.items()])
+        keys |= {"train.global_batch_size": 8, "train.micro_batch_size": 8, "train.sequence_length": 64}
+        run = load_run(RUN, ["--wandb.mode=disabled", *(f"--{key}={value}" for key, value in keys.items())])
         return replace(run, optimizer=replace(run.optimizer, lr=0.005 * (run.model.d_model / 32) ** -0.5))
 
     ladder = [make(size, round(length * steps), 0) for size in RUNGS for length in LENGTHS]
@@ -177,24 +163,26 @@ def measure(folder: Path, steps: int, seeds: int, every: int, console: Console) 
     console.print(f"{len(ladder)} finished runs, {len(TARGETS)} sizes and {seeds} seeds for each row below")
 
     def expect(run: RunConfig, averaged: bool) -> CurveBand:
-        curves = [as_curve(rung, *logged(trained.loss, every, averaged)) for rung, trained in finished]
-        sizes = [(float(count_parameters(rung.model).total), float(rung.tokens)) for rung in ladder]
-        rungs = [(N, D, curve) for (N, D), curve in zip(sizes, curves, strict=True)]
+        rungs = []
+        for rung, trained in finished:
+            step, loss = logged(trained.loss, every, averaged)
+            N, nothing = float(count_parameters(rung.model).total), np.full(len(step), np.nan)
+            tokens = step * rung.tokens_per_step
+            curve = Curve(rung.name, N, True, tokens, nothing, loss, loss, nothing, step, nothing)
+            rungs.append((N, float(rung.tokens), curve))
         return band(rungs, count_parameters(run.model).total, run.tokens)
 
-    head = ("fault", "end", "band of loss", "delay", "of loss_mean", "delay", "ahead by", "spike guard", "frozen")
-    table = Table(*head)
+    table = Table("fault", "end", "band of loss", "delay", "of loss_mean", "delay", "ahead by", "spike guard", "frozen")
     for fault in (HEALTHY, *FAULTS):
         targets = [make(size, steps, FIRST_SEED + k) for size in TARGETS for k in range(seeds)]
         runs = [(run, train(run, corpus, topology, fault)) for run in targets]
         alerts: dict[bool, list[int | None]] = {False: [], True: []}
         ends = []
         for run, trained in runs:
-            bands = {averaged: expect(run, averaged) for averaged in alerts}
             for averaged, found in alerts.items():
-                rows = logged(trained.loss, every, averaged)
-                found.append(first_alert(run, *rows, bands[averaged], folder / BAND))
-            ends.append(float(trained.loss[-20:].mean() / bands[True].centre[-1]) - 1)
+                expected = expect(run, averaged)
+                found.append(first_alert(run, *logged(trained.loss, every, averaged), expected, folder / BAND))
+            ends.append(float(trained.loss[-20:].mean() / expected.centre[-1]) - 1)  # of the means
         guards = [first_verdict(trained) for _, trained in runs]
         begin = round(fault.begin * steps)
         ahead = [(g or steps) - b for b, g in zip(alerts[True], guards, strict=True) if b is not None]

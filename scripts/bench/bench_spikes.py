@@ -14,8 +14,8 @@ laid over the recorded curves, whose noise nobody chose.
 """
 
 import argparse
-import glob
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,9 +45,6 @@ class RecordedCurve:
     """(kind, first changed step, last changed step)."""
     outliers: list[int] = field(default_factory=list)
     """Steps made harmless outliers."""
-
-
-# ------------------------------------------------------------------------------------------ curves
 
 
 def healthy(seed: int, steps: int = 3000) -> RecordedCurve:
@@ -139,12 +136,7 @@ def plateau(rng: np.random.Generator) -> Shape:
     return 1 + rng.uniform(0.15, 0.5) * shape, np.log(rng.uniform(1.0, 3)) * shape
 
 
-SPIKES: dict[str, Callable[[np.random.Generator], Shape]] = {
-    "sharp": sharp,
-    "slow": slow,
-    "gradient first": gradient_first,
-    "plateau": plateau,
-}
+SPIKES = {"sharp": sharp, "slow": slow, "gradient first": gradient_first, "plateau": plateau}
 
 
 def recorded(path: Path) -> RecordedCurve | None:
@@ -153,8 +145,6 @@ def recorded(path: Path) -> RecordedCurve | None:
     pairs = [(row["loss"], row["grad_norm"]) for row in rows if row.get("loss") and row.get("grad_norm")]
     return RecordedCurve(*np.array(pairs, dtype=np.float64).T) if len(pairs) >= 256 else None
 
-
-# ------------------------------------------------------------------------------------------- rules
 
 Rule = Callable[[RecordedCurve], NDArray[np.bool_]]
 """Whether each step of a curve raises an alarm; a step is judged by it and those before it."""
@@ -180,16 +170,13 @@ def olmo_2(curve: RecordedCurve) -> NDArray[np.bool_]:
 
     The paper does not say what the first values are compared with; here it is those there are, from 64 on.
     """
-    low = RecordedCurve(2 * curve.loss.mean() - curve.loss, curve.grad_norm)
-    return _above(curve.loss, 1000, 64, 7) | _above(low.loss, 1000, 64, 7) | _above(curve.grad_norm, 1000, 64, 7)
+    return np.any([_above(values, 1000, 64, 7) for values in (curve.loss, -curve.loss, curve.grad_norm)], axis=0)
 
 
 def llm_foundry(curve: RecordedCurve) -> NDArray[np.bool_]:
     """LLM Foundry `KillLossSpike`: loss at least twice the mean of the window, five in a row."""
-    window = max(100, round(len(curve.loss) * 0.05))
-    high = np.zeros(len(curve.loss), dtype=bool)
-    for step in range(window, len(high)):
-        high[step] = curve.loss[step] >= 2 * curve.loss[step - window : step].mean()
+    loss, window = curve.loss, max(100, round(len(curve.loss) * 0.05))
+    high = [step >= window and loss[step] >= 2 * loss[step - window : step].mean() for step in range(len(loss))]
     return np.convolve(high, np.ones(5))[: len(high)] >= 5
 
 
@@ -229,17 +216,14 @@ RULES: dict[str, Rule] = {
 }
 
 
-# ------------------------------------------------------------------------------------------ scores
-
-
 @dataclass
 class DetectorScore:
     """Counts over curves."""
 
-    spikes: int = 0
-    found: dict[str, list[int]] = field(default_factory=dict)
-    """Delays in steps, by kind of spike."""
-    missed: dict[str, int] = field(default_factory=dict)
+    delays: list[int] = field(default_factory=list)
+    """Steps from the first changed step of a spike to the first alarm, of each spike found."""
+    missed: Counter[str] = field(default_factory=Counter)
+    """Of each kind of spike."""
     alarms: int = 0
     """Groups of alarms."""
     false_groups: int = 0
@@ -249,9 +233,9 @@ class DetectorScore:
     false_steps: int = 0
 
     @property
-    def delays(self) -> list[int]:
-        """Of all spikes found."""
-        return [delay for delays in self.found.values() for delay in delays]
+    def spikes(self) -> int:
+        """Found or missed."""
+        return len(self.delays) + self.missed.total()
 
     @property
     def recall(self) -> float:
@@ -274,16 +258,13 @@ def score(rule: Rule, curves: list[RecordedCurve]) -> DetectorScore:
     total = DetectorScore()
     for curve in curves:
         alarms = rule(curve)
-        touched = np.zeros(len(alarms), dtype=bool)
+        spike = np.zeros(len(alarms), dtype=bool)
         for kind, first, last in curve.spikes:
-            total.spikes += 1
-            touched[first : last + SAME_ALARM + 1] = True
+            spike[first : last + SAME_ALARM + 1] = True
             at = np.flatnonzero(alarms[first : last + 1])
-            if len(at):
-                total.found.setdefault(kind, []).append(int(at[0]))
-            else:
-                total.missed[kind] = total.missed.get(kind, 0) + 1
-        spike = touched.copy()
+            total.delays += at[:1].tolist()
+            total.missed[kind] += len(at) == 0
+        touched = spike.copy()
         for step in curve.outliers:
             total.outliers += 1
             total.outlier_alarms += bool(alarms[step : step + 5].any())
@@ -304,21 +285,15 @@ def curves_of(first_seed: int, count: int) -> list[RecordedCurve]:
 
 def table(title: str, curves: list[RecordedCurve]) -> Grid:
     """Score every rule."""
-    grid = Grid(
-        "rule", "recall", "precision", "false / 10k", "on outliers", "delay (median, 90 %)", "missed", title=title
-    )
+    headings = ("rule", "recall", "precision", "false / 10k", "on outliers", "delay (median, 90 %)", "missed")
+    grid = Grid(*headings, title=title)
     for name, rule in RULES.items():
         found = score(rule, curves)
-        delay = np.percentile(found.delays, [50, 90]) if found.delays else (np.nan, np.nan)
-        grid.add_row(
-            name,
-            f"{found.recall:.2f}",
-            f"{found.precision:.2f}",
-            f"{found.false_per_10k:.2f}",
-            f"{found.outlier_alarms} of {found.outliers}",
-            f"{delay[0]:.0f}, {delay[1]:.0f}",
-            ", ".join(f"{count} {kind}" for kind, count in sorted(found.missed.items())),
-        )
+        middle, long = np.percentile(found.delays or np.nan, [50, 90])
+        rates = f"{found.recall:.2f}", f"{found.precision:.2f}", f"{found.false_per_10k:.2f}"
+        outliers = f"{found.outlier_alarms} of {found.outliers}"
+        missed = ", ".join(f"{count} {kind}" for kind, count in sorted(found.missed.items()) if count)
+        grid.add_row(name, *rates, outliers, f"{middle:.0f}, {long:.0f}", missed)
     return grid
 
 
@@ -333,19 +308,17 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Score every rule on every set of curves, and print the tables."""
-    console = make_console(150)
     seed = TUNING_SEEDS if args.tune else TEST_SEEDS
     synthetic = curves_of(seed, args.curves)
-    steps = sum(len(curve.loss) for curve in synthetic)
-    console.print(table(f"{args.curves} synthetic curves of seeds from {seed:,}, {steps:,} steps", synthetic))
-    paths = args.metrics or [Path(p) for p in sorted(glob.glob("runs/*/*/metrics.jsonl"))]
-    real = [curve for curve in map(recorded, paths) if curve is not None]
-    if real:
-        steps = sum(len(curve.loss) for curve in real)
-        console.print(table(f"{len(real)} recorded curves, {steps:,} rows, as they are", real))
-        laid = [spiked(curve, seed + k) for k, curve in enumerate(real) if len(curve.loss) >= 2000]
-        if laid:
-            console.print(table(f"{len(laid)} recorded curves of at least 2,000 rows with spikes laid over them", laid))
+    real = [c for c in map(recorded, args.metrics or sorted(Path().glob("runs/*/*/metrics.jsonl"))) if c is not None]
+    laid = [spiked(curve, seed + k) for k, curve in enumerate(real) if len(curve.loss) >= 2000]
+    for title, curves in (
+        (f"{args.curves} synthetic curves of seeds from {seed:,}, {{:,}} steps", synthetic),
+        (f"{len(real)} recorded curves, {{:,}} rows, as they are", real),
+        (f"{len(laid)} recorded curves of at least 2,000 rows with spikes laid over them", laid),
+    ):
+        if curves:
+            make_console(150).print(table(title.format(sum(len(curve.loss) for curve in curves)), curves))
 
 
 if __name__ == "__main__":

@@ -31,9 +31,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from itertools import chain, cycle, product
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
@@ -63,6 +63,8 @@ from train.run import run_job
 from train.telemetry.record import device_name, peak_flops
 
 LOG_EVERY = 10
+Step = Callable[[Tensor, Tensor], Tensor]
+"""Tokens and targets -> loss, after an update of the weights."""
 
 
 class ReferenceGPT(nn.Module):
@@ -74,24 +76,18 @@ class ReferenceGPT(nn.Module):
         self.n_head = config.n_head
         self.tokens = nn.Embedding(config.vocab_size, d)
         self.places = nn.Embedding(config.context_length, d)
-        self.blocks = nn.ModuleList(
-            nn.ModuleDict(
-                {
-                    "ln1": nn.LayerNorm(d),
-                    "qkv": nn.Linear(d, 3 * d),
-                    "out": nn.Linear(d, d),
-                    "ln2": nn.LayerNorm(d),
-                    "up": nn.Linear(d, 4 * d),
-                    "down": nn.Linear(4 * d, d),
-                }
-            )
-            for _ in range(config.n_layer)
-        )
+
+        def block() -> nn.ModuleDict:
+            parts = {"ln1": nn.LayerNorm(d), "qkv": nn.Linear(d, 3 * d), "out": nn.Linear(d, d)}
+            parts |= {"ln2": nn.LayerNorm(d), "up": nn.Linear(d, 4 * d), "down": nn.Linear(4 * d, d)}
+            return nn.ModuleDict(parts)
+
+        self.blocks = nn.ModuleList(block() for _ in range(config.n_layer))
         self.norm = nn.LayerNorm(d)
         self.head = nn.Linear(d, config.vocab_size, bias=False)
         self.head.weight = self.tokens.weight
-        for parameter in self.parameters():
-            nn.init.normal_(parameter, std=0.02) if parameter.ndim > 1 else None
+        for matrix in (parameter for parameter in self.parameters() if parameter.ndim > 1):
+            nn.init.normal_(matrix, std=0.02)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean loss in nats per token."""
@@ -106,9 +102,6 @@ class ReferenceGPT(nn.Module):
             x = x + block["down"](F.gelu(block["up"](block["ln2"](x))))
         logits = self.head(self.norm(x))
         return F.cross_entropy(logits.view(-1, logits.shape[-1]), targets.view(-1))
-
-
-# ------------------------------------------------------------------------------------ inside a contender
 
 
 @dataclass
@@ -145,8 +138,8 @@ def train_ours(run: RunConfig, run_dir: Path, turns: Turns) -> None:
     run_job(run, run_dir, "bench_train.py")
 
 
-def train_bare(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch], device: torch.device) -> None:
-    """Train our model in a plain loop; 16-bit weights have fp32 masters, which the optimizer updates."""
+def bare(run: RunConfig, device: torch.device) -> Step:
+    """Our model in a plain loop; 16-bit weights have fp32 masters, which the optimizer updates."""
     model = GPT(run.model, compiled=run.train.compile).to(device)
     initialise(model.named_parameters(), run.model, run.seed)
     masters = dict(model.named_parameters())
@@ -172,11 +165,11 @@ def train_bare(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch], devi
                 torch._foreach_copy_(weights, updated)
         return loss
 
-    repeat(step, turns, batches, device)
+    return step
 
 
-def train_reference(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch], device: torch.device) -> None:
-    """Train the reference as nanoGPT does."""
+def reference(run: RunConfig, device: torch.device) -> Step:
+    """The reference, trained as nanoGPT does."""
     torch.backends.cuda.matmul.allow_tf32 = True
     model = ReferenceGPT(run.model).to(device)
     matrices = [p for p in model.parameters() if p.ndim > 1]
@@ -186,12 +179,9 @@ def train_reference(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch],
     optimizer = torch.optim.AdamW(groups, lr=run.optimizer.lr, betas=(0.9, 0.95), fused=fused)
     if run.train.compile:
         model.compile()
-    precision: AbstractContextManager[Any] = nullcontext()
-    if run.precision == "bf16":
-        precision = torch.autocast(device.type, torch.bfloat16)
 
     def step(tokens: Tensor, targets: Tensor) -> Tensor:
-        with precision:
+        with torch.autocast(device.type, torch.bfloat16, enabled=run.precision == "bf16"):
             loss = model(tokens, targets)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -199,21 +189,7 @@ def train_reference(run: RunConfig, turns: Turns, batches: Sequence[MicroBatch],
         optimizer.zero_grad(set_to_none=True)
         return loss
 
-    repeat(step, turns, batches, device)
-
-
-def repeat(
-    step: Callable[[Tensor, Tensor], Tensor], turns: Turns, batches: Sequence[MicroBatch], device: torch.device
-) -> None:
-    """Take steps for ever, reading the loss now and then as a log would."""
-    done = 0
-    while True:
-        for tokens, targets in batches:
-            turns.wait()
-            loss = step(tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True))
-            done += 1
-            if done % LOG_EVERY == 0:
-                loss.item()
+    return step
 
 
 def contend(parent: Connection, name: str, run: RunConfig, steps: int, directory: Path, place: dict[str, str]) -> None:
@@ -223,27 +199,30 @@ def contend(parent: Connection, name: str, run: RunConfig, steps: int, directory
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     turns = Turns(parent, steps)
-    train_bare_loop = CONTENDERS[name].bare
-    if train_bare_loop is None:
+    plain = CONTENDERS[name].plain
+    if plain is None:
         train_ours(run, directory / "run", turns)
         return
     topology = Topology(0, 1, 0, 1)
+    device = topology.device
     if not uses_gpu():
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     corpus = open_mixture(run.data, progress=False, verify=False)
     batches = [batch for step in range(8) for batch in training_batches(corpus, run.train, run.seed, step, topology)]
-    train_bare_loop(run, turns, batches, topology.device)
-
-
-# -------------------------------------------------------------------------------------------- the parent
+    step = plain(run, device)
+    for done, (tokens, targets) in enumerate(cycle(batches), 1):
+        turns.wait()
+        loss = step(tokens.to(device, non_blocking=True), targets.to(device, non_blocking=True))
+        if done % LOG_EVERY == 0:
+            loss.item()  # read as a log would
 
 
 @dataclass(frozen=True)
 class ContenderKind:
     """What a contender is made of."""
 
-    bare: Callable[[RunConfig, Turns, Sequence[MicroBatch], torch.device], None] | None = None
-    """Its plain loop; None for this trainer."""
+    plain: Callable[[RunConfig, torch.device], Step] | None = None
+    """Makes the step of its plain loop; None for this trainer."""
     processes: int = 1
     connected: bool = False
     """Whether its processes are ranks of one run."""
@@ -252,9 +231,9 @@ class ContenderKind:
 
 CONTENDERS = {
     "trainer": ContenderKind(),
-    "bare": ContenderKind(train_bare),
-    "reference": ContenderKind(train_reference),
-    "reference-compiled": ContenderKind(train_reference, always_compiled=True),
+    "bare": ContenderKind(bare),
+    "reference": ContenderKind(reference),
+    "reference-compiled": ContenderKind(reference, always_compiled=True),
     "two-ranks": ContenderKind(processes=2, connected=True),
     "two-runs": ContenderKind(processes=2),
 }
@@ -287,12 +266,6 @@ class Contender:
         if counts:
             self.speeds.append(tokens / max(seconds for seconds, _ in reports))
 
-    def stop(self) -> None:
-        """End the processes where they wait."""
-        for process, _ in self.processes:
-            process.kill()
-            process.join()
-
 
 def start(name: str, run_tree: dict[str, Any], steps: int, threads: int, directory: Path) -> Contender:
     """Start a contender's processes."""
@@ -309,13 +282,11 @@ def start(name: str, run_tree: dict[str, Any], steps: int, threads: int, directo
     for rank in range(kind.processes):
         home = directory / name / ("together" if kind.connected else str(rank))
         home.mkdir(parents=True, exist_ok=True)
-        place: dict[str, Any] = {}
-        if kind.connected:
-            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": kind.processes, "LOCAL_SIZE": kind.processes}
-            place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port.number}
+        place: dict[str, Any] = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": kind.processes}
+        place |= {"LOCAL_SIZE": kind.processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port.number}
+        environment = {key: str(value) for key, value in place.items()} if kind.connected else {}
         ours, theirs = context.Pipe()
-        arguments = (theirs, name, run, steps, home, {key: str(value) for key, value in place.items()})
-        process = context.Process(target=contend, args=arguments, daemon=True)
+        process = context.Process(target=contend, args=(theirs, name, run, steps, home, environment), daemon=True)
         process.start()
         theirs.close()
         processes.append((process, ours))
@@ -327,15 +298,14 @@ def measure(names: Sequence[str], run_tree: dict[str, Any], turns: int, steps: i
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         finished: list[Contender] = []
         for group in [[name] for name in names] if uses_gpu() else [names]:
-            contenders: list[Contender] = []
+            contenders = [start(name, run_tree, steps, threads, Path(folder)) for name in group]
             try:
-                contenders += [start(name, run_tree, steps, threads, Path(folder)) for name in group]
-                for turn in range(-1, turns):
-                    for contender in contenders:
-                        contender.take_turn(counts=turn >= 0)
+                for turn, contender in product(range(-1, turns), contenders):
+                    contender.take_turn(counts=turn >= 0)
             finally:
-                for contender in contenders:
-                    contender.stop()
+                for process, _ in chain.from_iterable(contender.processes for contender in contenders):
+                    process.kill()
+                    process.join()
             finished += contenders
     return finished
 
@@ -354,7 +324,7 @@ def rows(model: str, precision: str, contenders: list[Contender]) -> Iterator[st
         low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive")
         compared = "" if contender is first else f"{ratio:.2f} ({low:.2f} to {high:.2f})"
         planned = ""
-        if contender.memory and CONTENDERS[contender.name].bare is None:
+        if contender.memory and CONTENDERS[contender.name].plain is None:
             train = contender.run.train
             planned = f"{peak_memory(contender.run.step_plan, train.micro_batches(1)) / 2**30:.1f}"
         cells = (model, precision, contender.name, f"{speed:,.0f}", f"{flops:.3g}", mfu, compared, memory, planned)
@@ -380,9 +350,8 @@ def main(arguments: list[str] | None = None) -> int:
     gpu = uses_gpu()
     parser = Parser(__doc__, {"1": "a speed could not be measured"})
     models = ["gpt2:64x1024", "gpt2-medium:32x1024", "gpt3-1.3b:8x2048"] if gpu else ["4x64x4", "4x128x4", "4x256x8"]
-    parser.add_argument(
-        "--models", nargs="+", default=models, metavar="MODEL[:BATCHxTOKENS]", help="sizes, or LAYERSxWIDTHxHEADS"
-    )
+    metavar = "MODEL[:BATCHxTOKENS]"
+    parser.add_argument("--models", nargs="+", default=models, metavar=metavar, help="sizes, or LAYERSxWIDTHxHEADS")
     parser.add_argument("--batch", default="16x256", metavar="BATCHxTOKENS", help="where a model names none")
     parser.add_argument("--style", default="gpt2", choices=["gpt2", "modern"], help="blocks of our model")
     parser.add_argument("--precisions", nargs="+", default=["bf16"] if gpu else ["fp32", "bf16"])
@@ -399,12 +368,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def run(options: argparse.Namespace) -> int:
     """Print the table, a row for each contender as it is done; return the exit status."""
-    versions = ", ".join(f"{package} {version(package)}" for package in ("torch", "deepspeed"))
+    versions = f"torch {version('torch')}, deepspeed {version('deepspeed')}"
     print(f"{device_name()}, {options.threads} threads, {versions}")
-    print(
-        f"{options.style} blocks, {'compiled' if options.compile else 'eager'}, vocabulary {options.vocab:,}, ", end=""
-    )
-    print(f"{options.turns} turns of {options.steps} steps\n")
+    how = f"{options.style} blocks, {'compiled' if options.compile else 'eager'}, vocabulary {options.vocab:,}"
+    print(f"{how}, {options.turns} turns of {options.steps} steps\n")
     print(f"| model | precision | contender | tokens/s | FLOP/s | MFU | {options.contenders[0]} / it | GiB | planned |")
     print("|---|---|---|---|---|---|---|---|---|", flush=True)
     for text in options.models:
@@ -414,13 +381,8 @@ def run(options: argparse.Namespace) -> int:
                 "precision": precision,
                 "model": {**keys, "style": options.style, "vocab_size": options.vocab},
                 "data": {"vocab_size": options.vocab},
-                "train": {
-                    "sequence_length": sequence,
-                    "global_batch_size": batch,
-                    "micro_batch_size": batch,
-                    "steps": 10**6,
-                    "compile": options.compile,
-                },
+                "train": {"sequence_length": sequence, "global_batch_size": batch, "micro_batch_size": batch}
+                | {"steps": 10**6, "compile": options.compile},
                 "optimizer": {"lr": 3e-4},
                 "parallel": {"zero_stage": options.zero},
                 "log_every": LOG_EVERY,

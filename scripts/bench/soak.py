@@ -12,7 +12,6 @@ order and after how long; what they meet depends on the machine. OUT holds the s
 """
 
 import argparse
-import json
 import os
 import random
 import signal
@@ -23,18 +22,19 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from configs.cli import Parser, run_command
-from configs.metrics_rows import METRICS, read_rows
+from configs.metrics_rows import METRICS, parse_row, read_rows
 from configs.run_record import complete_record
 from data.files import write_json
 from train.checkpoint.manifest import damage, newest_first, read_manifest, step_of
@@ -54,9 +54,6 @@ AFTERLIFE = 20.0
 """Seconds beyond its `grace_seconds` in which the processes of a sweep that has ended must end."""
 
 
-# ------------------------------------------------------------------------------- while the sweep runs
-
-
 @dataclass
 class Launch:
     """One launch of the sweep in `directory`."""
@@ -72,37 +69,29 @@ class Launch:
 
     def launchers(self) -> list[psutil.Process]:
         """Both processes of the `deepspeed` launcher, of every worker."""
-        return [p for p in processes_of(self.directory) if _says(p, "--jobs") and not _has_rank(p)]
+        return self._workers("--jobs", rank=False)
 
     def ranks(self) -> list[psutil.Process]:
         """The training processes."""
-        return [p for p in processes_of(self.directory) if _says(p, "--jobs") and _has_rank(p)]
+        return self._workers("--jobs", rank=True)
 
     def wandb(self) -> list[psutil.Process]:
         """W&B's own processes."""
-        return [p for p in processes_of(self.directory) if _says(p, "wandb-core")]
+        return self._workers("wandb-core")
+
+    def _workers(self, word: str, rank: bool | None = None) -> list[psutil.Process]:
+        found = []
+        for process in processes_of(self.directory):
+            with suppress(psutil.Error):  # it has just ended
+                says = any(word in argument for argument in process.cmdline())
+                if says and rank in (None, "RANK" in process.environ()):
+                    found.append(process)
+        return found
 
     def everything(self) -> list[psutil.Process]:
         """All of them, and the sweep's guard."""
         children = [child for sweep in self.sweep() for child in sweep.children()]
         return [*self.sweep(), *children, *processes_of(self.directory)]
-
-
-def _says(process: psutil.Process, word: str) -> bool:
-    with suppress(psutil.Error):
-        return any(word in argument for argument in process.cmdline())
-    return False
-
-
-def _has_rank(process: psutil.Process) -> bool:
-    with suppress(psutil.Error):
-        return "RANK" in process.environ()
-    return False
-
-
-def send(number: signal.Signals, process: psutil.Process) -> None:
-    """Send a signal."""
-    process.send_signal(number)
 
 
 def fill_disk(process: psutil.Process) -> None:
@@ -111,45 +100,34 @@ def fill_disk(process: psutil.Process) -> None:
     process.rlimit(psutil.RLIMIT_FSIZE, (0, most))
 
 
-@dataclass(frozen=True)
-class Strike:
-    """What is done to one, or to all, of some processes."""
-
-    blow: Callable[[psutil.Process], None]
-    victims: Callable[[Launch], list[psutil.Process]]
-    at_all: bool = False
-
-    def __call__(self, launch: Launch, draw: random.Random) -> bool:
-        """Strike; return whether there was anybody."""
-        there = self.victims(launch)
-        hit = False
-        for process in there if self.at_all else draw.sample(there, min(1, len(there))):
-            with suppress(psutil.Error):  # it has just ended by itself
-                self.blow(process)
-                hit = True
-        return hit
-
-
-KILL, TERM, INT, STOP = (
-    partial(send, number) for number in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGSTOP)
-)
-STRIKES = {
-    "SIGKILL of the sweep": Strike(KILL, Launch.sweep),
-    "SIGTERM of the sweep": Strike(TERM, Launch.sweep),
-    "SIGINT of the sweep": Strike(INT, Launch.sweep),
-    "SIGKILL of a launcher": Strike(KILL, Launch.launchers),
-    "SIGTERM of a launcher": Strike(TERM, Launch.launchers),
-    "SIGKILL of a rank": Strike(KILL, Launch.ranks),
-    "SIGTERM of a rank": Strike(TERM, Launch.ranks),
-    "SIGSTOP of a rank": Strike(STOP, Launch.ranks),
-    "SIGKILL of W&B's process": Strike(KILL, Launch.wandb),
-    "SIGKILL of everything at once": Strike(KILL, Launch.everything, at_all=True),
-    "disk full for a rank": Strike(fill_disk, Launch.ranks),
-    "disk full for everything": Strike(fill_disk, Launch.everything, at_all=True),
+KILL, TERM, STOP = psutil.Process.kill, psutil.Process.terminate, psutil.Process.suspend
+Strike = tuple[Callable[[psutil.Process], object], Callable[[Launch], list[psutil.Process]]]
+"""What is done, and to which processes: to one of them, drawn at random, except to all of `Launch.everything`."""
+STRIKES: dict[str, Strike] = {
+    "SIGKILL of the sweep": (KILL, Launch.sweep),
+    "SIGTERM of the sweep": (TERM, Launch.sweep),
+    "SIGINT of the sweep": (methodcaller("send_signal", signal.SIGINT), Launch.sweep),
+    "SIGKILL of a launcher": (KILL, Launch.launchers),
+    "SIGTERM of a launcher": (TERM, Launch.launchers),
+    "SIGKILL of a rank": (KILL, Launch.ranks),
+    "SIGTERM of a rank": (TERM, Launch.ranks),
+    "SIGSTOP of a rank": (STOP, Launch.ranks),
+    "SIGKILL of W&B's process": (KILL, Launch.wandb),
+    "SIGKILL of everything at once": (KILL, Launch.everything),
+    "disk full for a rank": (fill_disk, Launch.ranks),
+    "disk full for everything": (fill_disk, Launch.everything),
 }
 
 
-# ------------------------------------------------------------------------------ between two launches
+def strike(name: str, launch: Launch, draw: random.Random) -> bool:
+    """Strike; return whether there was anybody."""
+    blow, victims = STRIKES[name]
+    there, hit = victims(launch), False
+    for process in there if victims == Launch.everything else draw.sample(there, min(1, len(there))):
+        with suppress(psutil.Error):  # it has just ended by itself
+            blow(process)
+            hit = True
+    return hit
 
 
 def flip_bit(file: Path, draw: random.Random) -> None:
@@ -163,11 +141,6 @@ def cut_off(file: Path, draw: random.Random, least: int = 0) -> None:
     """Leave only the beginning of a file, at least so many bytes of it."""
     content = file.read_bytes()
     file.write_bytes(content[: draw.randrange(least, len(content))])
-
-
-def delete(file: Path, draw: random.Random) -> None:
-    """Delete a file."""
-    file.unlink()
 
 
 def damage_checkpoint(harm: Callable[[Path, random.Random], None], run: Run, draw: random.Random) -> bool:
@@ -184,27 +157,20 @@ def tear_metrics(run: Run, draw: random.Random) -> bool:
     """Cut the log of an unfinished run off, anywhere after the rows of the checkpoint that it continues from."""
     path = run.directory / METRICS
     intact = [step_of(path) for path in newest_first(run.directory / "checkpoints") if not damage(path)]
-    rows = path.read_bytes().splitlines(keepends=True)
-    durable = sum(len(row) for row in rows if _step(row) <= max(intact, default=0))
+    rows = [(line, parse_row(line)) for line in path.read_bytes().splitlines(keepends=True)]
+    durable = sum(len(line) for line, row in rows if row and row["step"] <= max(intact, default=0))
     if complete_record(run.directory) or durable == path.stat().st_size:
         return False
     cut_off(path, draw, durable)
     return True
 
 
-def _step(row: bytes) -> float:
-    try:
-        return float(json.loads(row)["step"])
-    except ValueError:  # torn already
-        return float("inf")
-
-
 def tear_record(run: Run, draw: random.Random) -> bool:
     """Cut off the record of a complete run."""
-    there = complete_record(run.directory) is not None
-    if there:
-        cut_off(run.directory / "record.json", draw)
-    return there
+    if complete_record(run.directory) is None:
+        return False
+    cut_off(run.directory / "record.json", draw)
+    return True
 
 
 def tear_journal(run: Run, draw: random.Random) -> bool:
@@ -216,14 +182,11 @@ def tear_journal(run: Run, draw: random.Random) -> bool:
 WOUNDS: dict[str, Callable[[Run, random.Random], bool]] = {
     "checkpoint: a bit flipped": partial(damage_checkpoint, flip_bit),
     "checkpoint: a file cut off": partial(damage_checkpoint, cut_off),
-    "checkpoint: a file deleted": partial(damage_checkpoint, delete),
+    "checkpoint: a file deleted": partial(damage_checkpoint, lambda file, _: file.unlink()),
     "metrics.jsonl cut off": tear_metrics,
     "record.json cut off": tear_record,
     "events.jsonl of the sweep cut off": tear_journal,
 }
-
-
-# ------------------------------------------------------------------------------------------------ W&B
 
 
 @contextmanager
@@ -240,17 +203,9 @@ def silent_server() -> Iterator[int]:
         yield int(server.getsockname()[1])
 
 
-NOBODY = 9
-"""The discard port, where nobody listens."""
-
-
 def wandb_online(port: int) -> dict[str, str]:
     """Environment in which W&B has a key and its server at a port of this machine."""
-    address = f"http://127.0.0.1:{port}"
-    return {"WANDB_MODE": "online", "WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40}
-
-
-# --------------------------------------------------------------------------------------------- rounds
+    return {"WANDB_MODE": "online", "WANDB_BASE_URL": f"http://127.0.0.1:{port}", "WANDB_API_KEY": "0" * 40}
 
 
 @dataclass
@@ -295,8 +250,8 @@ class Soak:
     def round(self, number: int, faults: int) -> None:
         """Disturb the sweep so many times, let it finish, and compare."""
         self.troubles[number] = []
-        sweep, left = self.sweep(f"round-{number}"), faults
-        while True:
+        sweep, left, status = self.sweep(f"round-{number}"), faults, -1
+        while status:
             disturbs = left > 0
             environment: dict[str, str] = {}
             if disturbs and self.draw.random() < 0.5:
@@ -307,25 +262,24 @@ class Soak:
                 self._note(fault, number)
             launch = self._launch(sweep, environment)
             left -= self._strike(launch, number, max(left, 0))
-            self.statuses[launch.process.returncode] += 1
+            status = launch.process.returncode
+            self.statuses[status] += 1
             if left <= 0 or self.draw.random() < 0.5:  # otherwise it is launched again while the guard is still at it
                 self._require_no_orphans(launch, number, sweep.config.grace_seconds)
-            if launch.process.returncode == 0:
-                break
-            if not disturbs:
-                self._trouble(number, f"the last, undisturbed launch ended with status {launch.process.returncode}")
+            if status and not disturbs:
+                self._trouble(number, f"the last, undisturbed launch ended with status {status}")
                 break
         for sentence in differences(self.sweep("undisturbed"), sweep):
             self._trouble(number, sentence)
 
     def _launch(self, sweep: Sweep, environment: dict[str, str]) -> Launch:
-        command = [sys.executable, str(SWEEP), str(self.config), *self.overrides]
         wandb = {"WANDB_MODE": "disabled"} | environment
+        keys = [*self.overrides, f"--runs_dir={sweep.config.directory}", f"--wandb.mode={wandb['WANDB_MODE']}"]
         with (self.out / "sweeps.log").open("ab") as log:
             process = subprocess.Popen(
-                [*command, f"--runs_dir={sweep.config.directory}", f"--wandb.mode={wandb['WANDB_MODE']}"],
+                [sys.executable, str(SWEEP), str(self.config), *keys],
                 stdout=log,
-                stderr=log,
+                stderr=subprocess.STDOUT,
                 env=os.environ | wandb,
                 # A shell has what it runs in the background ignore Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -351,10 +305,10 @@ class Soak:
             except subprocess.TimeoutExpired:
                 if struck == most:
                     self._trouble(number, f"still running after {PATIENCE:.0f} s; the last fault was '{fault}'")
-                    STRIKES["SIGKILL of everything at once"](launch, self.draw)
+                    strike("SIGKILL of everything at once", launch, self.draw)
                     continue
                 drawn = self.draw.choice(sorted(STRIKES))
-                if STRIKES[drawn](launch, self.draw):
+                if strike(drawn, launch, self.draw):
                     self._note(drawn, number)
                     struck, fault, at = struck + 1, drawn, time.monotonic()
                 continue
@@ -384,26 +338,19 @@ class Soak:
         print(f"{time.monotonic() - self.began:7.1f} s  {text}", flush=True)
 
 
-# ----------------------------------------------------------------------------------------- comparison
-
-
 def measured(run: Run) -> dict[str, Any]:
     """Return all that a run measured and left, without times and bands."""
+
+    def lasting(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        return [{key: value for key, value in row.items() if key not in TIMES | BANDS} for row in rows]
+
     checkpoints = newest_first(run.directory / "checkpoints")
     return {
-        "record.json": _without_times(record.flat()) if (record := complete_record(run.directory)) else {},
-        "metrics.jsonl": _rows(run.directory / METRICS),
-        "events.jsonl": _rows(run.directory / "events.jsonl"),
+        "record.json": lasting([record.flat()] if (record := complete_record(run.directory)) else []),
+        "metrics.jsonl": lasting(read_rows(run.directory / METRICS)),
+        "events.jsonl": lasting(read_rows(run.directory / "events.jsonl")),
         "the last checkpoint": read_manifest(checkpoints[0])["files"] if checkpoints else {},
     }
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [_without_times(row) for row in read_rows(path)]
-
-
-def _without_times(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in fields.items() if key not in TIMES | BANDS}
 
 
 def differences(expected: Sweep, found: Sweep) -> list[str]:
@@ -438,32 +385,27 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Begin with an empty directory, a server that hangs up, and a seed."""
+    """Disturb rounds until time is up; print what came of it and write soak.json."""
     options.out.mkdir(parents=True, exist_ok=True)
     if any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; give another directory by --out")
     with silent_server() as silent:
         connections = {
-            "W&B's server refuses": wandb_online(NOBODY),
+            "W&B's server refuses": wandb_online(9),  # the discard port, where nobody listens
             "W&B's server hangs up": wandb_online(silent),
             "W&B offline": {"WANDB_MODE": "offline"},
         }
         draw = random.Random(options.seed)
-        return _soak(Soak(options.config, options.overrides, options.out, draw, options.pause, connections), options)
-
-
-def _soak(soak: Soak, options: argparse.Namespace) -> int:
-    seconds = soak.undisturbed()
-    soak._say(f"the undisturbed sweep took {seconds:.1f} s")
-    number = 0
-    while number == 0 or time.monotonic() - soak.began < 60 * options.minutes:
-        number += 1
-        soak.round(number, options.faults)
+        soak = Soak(options.config, options.overrides, options.out, draw, options.pause, connections)
+        seconds = soak.undisturbed()
+        soak._say(f"the undisturbed sweep took {seconds:.1f} s")
+        number = 0
+        while number == 0 or time.monotonic() - soak.began < 60 * options.minutes:
+            number += 1
+            soak.round(number, options.faults)
     print(table(soak))
     troubles = [f"round {n}: {sentence}" for n, sentences in soak.troubles.items() for sentence in sentences]
-    faults = {
-        fault: {"times": t.count, "rounds": len(t.rounds), "seconds": t.seconds} for fault, t in soak.tallies.items()
-    }
+    tallies = soak.tallies.items()
     figures = {
         "seed": options.seed,
         "minutes": (time.monotonic() - soak.began) / 60,
@@ -471,18 +413,16 @@ def _soak(soak: Soak, options: argparse.Namespace) -> int:
         "rounds": number,
         "launches": soak.statuses.total(),
         "statuses": {str(status): count for status, count in sorted(soak.statuses.items())},
-        "faults": faults,
+        "faults": {fault: {"times": t.count, "rounds": len(t.rounds), "seconds": t.seconds} for fault, t in tallies},
         "failures": troubles,
         "torch": version("torch"),
         "deepspeed": version("deepspeed"),
     }
     write_json(soak.out / "soak.json", figures)
-    total = sum(tally.count for tally in soak.tallies.values())
+    total = sum(tally.count for _, tally in tallies)
     print(f"{number} rounds, {figures['launches']} launches, {total} faults in {figures['minutes']:.1f} minutes")
-    print(
-        *troubles or ["records, metrics, events and checkpoints of every round are those of the undisturbed sweep"],
-        sep="\n",
-    )
+    identical = "records, metrics, events and checkpoints of every round are those of the undisturbed sweep"
+    print(*troubles or [identical], sep="\n")
     return 1 if troubles else 0
 
 

@@ -36,16 +36,7 @@ from scaling.studies.data_mixing import (
 )
 
 LEVEL = 0.9
-
-
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("runs", metavar="RUNS_DIR", type=Path, help="the runs of a sweep over weights of data.mixture and sizes")
-    add("--params", type=parse_count, metavar="N", help="the size that is predicted (default: the largest in RUNS_DIR)")
-    add("--target", nargs="+", default=[], metavar="NAME=WEIGHT", help="the loss to make small (default: all alike)")
-    return parser
+Draws = Sequence[MixtureForecast]
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,28 +94,22 @@ def show_sizes(runs: Mixtures, target: np.ndarray, console: Console) -> None:
             table.add_row(count(N), f"{len(here.runs)}", "–", str(error))
             continue
         fitted = np.stack([law(here.shares) for law in laws], axis=1)
-        worst = float(np.abs(fitted - here.losses).max())
-        best = shares_in_words(runs.names, best_shares(laws, target))
+        worst, best = np.abs(fitted - here.losses).max(), shares_in_words(runs.names, best_shares(laws, target))
         table.add_row(count(N), f"{len(here.runs)}", f"{worst:.4f} nats", best)
     console.print(table)
 
 
-def show_best(
-    names: Sequence[str], prediction: MixtureForecast, draws: Sequence[MixtureForecast], console: Console
-) -> None:
+def show_best(names: Sequence[str], prediction: MixtureForecast, draws: Draws, console: Console) -> None:
     """What is predicted for the large size."""
-    low, high = interval([draw.best for draw in draws])
     console.print(f"best mixture at {count(prediction.N)} parameters: {shares_in_words(names, prediction.best)}")
-    for name, a, b in zip(names, low, high, strict=True):
+    for name, a, b in zip(names, *interval([draw.best for draw in draws]), strict=True):
         console.print(f"  {name}: {a:.2f} to {b:.2f} ({100 * LEVEL:g} % interval)")
     loss = float(prediction.target_loss(prediction.best))
     a, b = interval([draw.target_loss(draw.best) for draw in draws])
     console.print(f"  target loss there: {loss:.4f} ({a:.4f} to {b:.4f}) nats per token")
 
 
-def show_checks(
-    checks: Mixtures, prediction: MixtureForecast, draws: Sequence[MixtureForecast], console: Console
-) -> None:
+def show_checks(checks: Mixtures, prediction: MixtureForecast, draws: Draws, console: Console) -> None:
     """Runs of the large size beside what was predicted without them."""
     head = [f"{name}: measured, predicted" for name in checks.names]
     table = Table("mixture", *head, "target: measured", "predicted", "interval", "error", title="Runs of that size")
@@ -142,19 +127,19 @@ def show_checks(
             percent(predicted[i] / measured[i] - 1),
         )
     console.print(table)
-    first, foreseen = int(measured.argmin()), int(predicted.argmin())
-    best = shares_in_words(checks.names, checks.shares[first])
-    agree = (
-        "as predicted"
-        if first == foreseen
-        else f"predicted was {shares_in_words(checks.names, checks.shares[foreseen])}"
-    )
+    best, foreseen = (shares_in_words(checks.names, checks.shares[v.argmin()]) for v in (measured, predicted))
+    agree = "as predicted" if measured.argmin() == predicted.argmin() else f"predicted was {foreseen}"
     console.print(f"best of these: {best}, {agree}")
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("runs", metavar="RUNS_DIR", type=Path, help="the runs of a sweep over weights of data.mixture and sizes")
+    add("--params", type=parse_count, metavar="N", help="the size that is predicted (default: the largest in RUNS_DIR)")
+    add("--target", nargs="+", default=[], metavar="NAME=WEIGHT", help="the loss to make small (default: all alike)")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

@@ -29,29 +29,10 @@ from scaling.tables.read import read_table
 from scaling.tables.table import N_DEFINITIONS
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs, as for fit.py")
-    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.767")
-    add("--reach", type=float, default=REACH, help=f"compute of predicted over fitted runs (default: {REACH:g})")
-    add("--cooldown", type=float, help="also price the factorial as trunks with branches that cool down for this part")
-    add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
-    add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
-    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
-    add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
-    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
-    add("--out", type=Path, help="directory for designs.json and designs.png")
-    return parser
-
-
 def show(outcomes: list[Outcome], target_flops: float, level: float, console: Console) -> None:
     """Print a row for each prediction of each design, and the cheapest good one."""
-    interval = f"{100 * level:g} % interval"
-    grid = Grid(
-        "design", "runs", "FLOPs", "of the target's", "predicted run", "measured", "predicted", interval, "error"
-    )
+    headings = ("design", "runs", "FLOPs", "of the target's", "predicted run", "measured", "predicted")
+    grid = Grid(*headings, f"{100 * level:g} % interval", "error")
     for outcome in outcomes:
         spent = (outcome.name, str(outcome.runs), flops(outcome.flops), f"{100 * outcome.flops / target_flops:.2g} %")
         if outcome.reason:
@@ -62,12 +43,11 @@ def show(outcomes: list[Outcome], target_flops: float, level: float, console: Co
             grid.add_row(*(spent if i == 0 else ("",) * 4), s.run, *numbers)
     console.print(grid)
     for sure, claim in ((False, "inside its intervals"), (True, "with intervals no wider than that to either side")):
-        best = cheapest(outcomes, sure=sure)
-        said = f"cheapest design that predicts within {100 * ENOUGH:g} %, {claim}: "
-        if best is not None:
+        said = "none"
+        if best := cheapest(outcomes, sure=sure):
             share = f"{100 * best.flops / target_flops:.2g} % of the largest predicted"
-            said += f"{best.name}, {best.runs} runs, {flops(best.flops)} FLOPs, {share}"
-        console.print(said + ("none" if best is None else ""))
+            said = f"{best.name}, {best.runs} runs, {flops(best.flops)} FLOPs, {share}"
+        console.print(f"cheapest design that predicts within {100 * ENOUGH:g} %, {claim}: {said}")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -81,7 +61,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out is not None:
         require_writable(args.out)
     table = read_table(args.source).redefine(args.n_definition, args.c_definition)
-    outcomes = compare(table, numbers(args.fix, "--fix"), args.reach, args.cooldown, args.draws, args.level, args.seed)
+    pins = numbers(args.fix, "--fix")
+    outcomes = compare(table, pins, args.reach, args.cooldown, args.draws, args.level, args.seed)
     target_flops = float(split(table, args.reach)[1].columns["C"].max())
     console = make_console(180)
     show(outcomes, target_flops, args.level, console)
@@ -89,11 +70,7 @@ def run(args: argparse.Namespace) -> None:
         from scaling.report.plot_style import png  # matplotlib is slow to import and not needed before
         from scaling.report.plots_designs import designs
 
-        content = {
-            "table_sha256": table.sha256,
-            "pinned": numbers(args.fix, "--fix"),
-            "designs": [asdict(o) for o in outcomes],
-        }
+        content = {"table_sha256": table.sha256, "pinned": pins, "designs": [asdict(o) for o in outcomes]}
         write_json(args.out / "designs.json", to_jsonable(content))
         write_bytes(args.out / "designs.png", png(designs(outcomes)))
         console.print(f"written: {args.out / 'designs.json'}, designs.png", soft_wrap=True)
@@ -101,7 +78,19 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs, as for fit.py")
+    add("--fix", "--pin", action="append", default=[], metavar="NAME=VALUE", help="fix a parameter: --fix E=1.767")
+    add("--reach", type=float, default=REACH, help=f"compute of predicted over fitted runs (default: {REACH:g})")
+    add("--cooldown", type=float, help="also price the factorial as trunks with branches that cool down for this part")
+    add("--n-definition", default="total", choices=N_DEFINITIONS, help="which parameters N counts (default: total)")
+    add("--c-definition", default="exact", choices=C_DEFINITIONS, help="C as recorded or 6ND (default: exact)")
+    add("--draws", type=int, default=DRAWS, help=f"bootstrap draws (default: {DRAWS})")
+    add("--level", type=float, default=LEVEL, help=f"level of the intervals (default: {LEVEL})")
+    add("--seed", type=int, default=0, help="seed of starts and bootstrap (default: 0)")
+    add("--out", type=Path, help="directory for designs.json and designs.png")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

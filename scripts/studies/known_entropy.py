@@ -26,35 +26,22 @@ from configs.formatting import count
 from data.corpus.grammar import Grammar, exponent_of_speller, make_grammar
 from data.files import require_writable, write_bytes
 from scaling.errors import TableError
+from scaling.laws import Array
 from scaling.report.plot_style import LAW, SECOND, Scale, figure, log_axis, png, span
 from scaling.tables.read import read_table
 from scaling.tables.table import Table
 from scaling.validation.known_entropy import entropy_rate
-from train.config import RunConfig, load_stored
+from train.config import load_stored
 from train.sweep.expand import load_sweep
-
-
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    parser.add_argument("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs on a lexicon")
-    parser.add_argument(
-        "--config", type=Path, metavar="SWEEP.yaml", help="the sweep of a TABLE, which names its lexicon"
-    )
-    parser.add_argument("--out", type=Path, metavar="PNG", help="picture to write")
-    return parser
 
 
 def lexicon(source: Path, sweep: Path | None) -> Grammar:
     """The lexicon that the runs read. Raises ConfigError, TableError."""
-    run: RunConfig
-    if sweep is not None:
-        run = load_sweep(sweep).runs[0].config
-    elif found := sorted(source.glob("*/config.yaml")):
-        run = load_stored(found[0])
-    else:
+    stored = sorted(source.glob("*/config.yaml"))
+    if sweep is None and not stored:
         raise TableError(f"{source}: no config.yaml of a run in it; name the sweep with --config")
-    return make_grammar(run.data.language, run.data.vocab_size)
+    data = (load_sweep(sweep).runs[0].config if sweep else load_stored(stored[0])).data
+    return make_grammar(data.language, data.vocab_size)
 
 
 @dataclass(frozen=True)
@@ -72,24 +59,26 @@ class LocalExponent:
     predicted: float
 
 
+def share(variable: str, grammar: Grammar) -> float:
+    """Exponent in N or D over a speller's in words: p D = constant reaches D^(1/a) words of a Zipf law r^-a."""
+    return 1.0 if variable == "N" else 1 / grammar.config.root_exponent
+
+
+def mean_by(x: Array, y: Array) -> list[tuple[float, float]]:
+    """Each value of ``x`` (n,), rising, with the mean of ``y`` (n,) there."""
+    return [(value, float(y[x == value].mean())) for value in np.unique(x).tolist()]
+
+
 def steps(table: Table, grammar: Grammar, variable: str) -> list[LocalExponent]:
     """The steps in ``variable``, N or D, from the means over seeds."""
     x, held = table.columns[variable], table.columns[{"N": "D", "D": "N"}[variable]]
     excess = table.columns["loss"] - grammar.entropy_rate
-    # Words told by how often they were read: p D = constant reaches D^(1/a) words of a Zipf law r^-a.
-    share = 1.0 if variable == "N" else 1 / grammar.config.root_exponent
     found = []
-    for one in np.unique(held):
-        values = np.unique(x[held == one])
-        means = [float(excess[(held == one) & (x == v)].mean()) for v in values]
-        for (low, before), (high, after) in itertools.pairwise(zip(values.tolist(), means, strict=True)):
-            halfway = math.sqrt(before * after)
-            predicted = share * float(exponent_of_speller(grammar, np.array([halfway]))[0])
-            found.append(
-                LocalExponent(
-                    float(one), low, high, halfway, -math.log(after / before) / math.log(high / low), predicted
-                )
-            )
+    for one in np.unique(held).tolist():
+        for (low, before), (high, after) in itertools.pairwise(mean_by(x[held == one], excess[held == one])):
+            halfway, measured = math.sqrt(before * after), -math.log(after / before) / math.log(high / low)
+            predicted = share(variable, grammar) * float(exponent_of_speller(grammar, np.array([halfway]))[0])
+            found.append(LocalExponent(one, low, high, halfway, measured, predicted))
     return found
 
 
@@ -119,9 +108,7 @@ def draw(table: Table, by: Mapping[str, list[LocalExponent]], grammar: Grammar) 
     scale = Scale("D", D)
     with figure(4.0, 1, 2) as (drawn, (left, right)):
         for budget in np.unique(D):
-            sizes = np.unique(N[budget == D])
-            means = [excess[(budget == D) & (size == N)].mean() for size in sizes]
-            left.plot(sizes, means, color=scale(budget), lw=1)
+            left.plot(*zip(*mean_by(N[budget == D], excess[budget == D]), strict=True), color=scale(budget), lw=1)
         left.scatter(N, excess, s=18, c=scale(D), ec="white", lw=0.4, zorder=3)
         left.set_ylim(*span(excess))
         log_axis(left.yaxis, "loss")
@@ -129,9 +116,8 @@ def draw(table: Table, by: Mapping[str, list[LocalExponent]], grammar: Grammar) 
         left.set_ylabel("L − E (nats per token)")
         curve = np.geomspace(excess.min(), excess.max(), 200)
         for variable, marker, label in (("N", "o", "α, from N to N"), ("D", "x", "β, from D to D")):
-            share = 1.0 if variable == "N" else 1 / grammar.config.root_exponent
             colour = LAW if variable == "N" else SECOND
-            right.plot(curve, share * exponent_of_speller(grammar, curve), color=colour, lw=1.2)
+            right.plot(curve, share(variable, grammar) * exponent_of_speller(grammar, curve), color=colour, lw=1.2)
             points = [(s.excess, s.measured) for s in by[variable]]
             right.plot(*zip(*points, strict=True), marker, ms=4, color=colour, label=label)
         log_axis(right.xaxis, "loss")
@@ -162,7 +148,12 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    parser.add_argument("source", metavar="RUNS_DIR|TABLE", type=Path, help="finished runs on a lexicon")
+    lexicon = "the sweep of a TABLE, which names its lexicon"
+    parser.add_argument("--config", type=Path, metavar="SWEEP.yaml", help=lexicon)
+    parser.add_argument("--out", type=Path, metavar="PNG", help="picture to write")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":

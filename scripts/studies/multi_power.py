@@ -30,26 +30,14 @@ from scaling.report.plots_multi_power import predictions
 from scaling.studies.multi_power import UNITS, CurveLaw, Score, fit_curves, read_curve, score
 
 
-def make_parser() -> Parser:
-    """The command line."""
-    parser = Parser(__doc__)
-    add = parser.add_argument
-    add("--fit", nargs="+", required=True, type=Path, metavar="CURVE", help="curves to fit; at least one decays")
-    add("--predict", nargs="*", default=[], type=Path, metavar="CURVE", help="curves to predict and score")
-    add("--out", type=Path, help="where curves.json and curves.png go (default: nowhere)")
-    add("--json", action="store_true", help="print one JSON object")
-    return parser
-
-
 def show(law: CurveLaw, scores: list[Score], console: Console) -> None:
     """Print coefficients and scores."""
     grid = Grid("parameter", "value", "meaning")
     for name, value in law.params.items():
         grid.add_row(symbol(name), significant(value, 5), UNITS[name])
     console.print(grid)
-    console.print(
-        f"log-Huber objective {law.objective:.6g}; {law.finalists_agreeing} of {law.finalists} searches agree"
-    )
+    agree = f"{law.finalists_agreeing} of {law.finalists} searches agree"
+    console.print(f"log-Huber objective {law.objective:.6g}; {agree}")
     if law.boundary:
         names = ", ".join(symbol(k) for k in law.boundary)
         console.print(f"[yellow]at the limit of their range, so not determined by these curves[/yellow]: {names}")
@@ -89,7 +77,13 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status."""
-    return run_command(make_parser(), run, words)
+    parser = Parser(__doc__)
+    add = parser.add_argument
+    add("--fit", nargs="+", required=True, type=Path, metavar="CURVE", help="curves to fit; at least one decays")
+    add("--predict", nargs="*", default=[], type=Path, metavar="CURVE", help="curves to predict and score")
+    add("--out", type=Path, help="where curves.json and curves.png go (default: nowhere)")
+    add("--json", action="store_true", help="print one JSON object")
+    return run_command(parser, run, words)
 
 
 if __name__ == "__main__":
