@@ -51,9 +51,9 @@ def nats(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.3e}"
 
 
-def percent(value: float, digits: int = 2) -> str:
+def percent(value: float) -> str:
     """A ratio as a signed percentage."""
-    return f"{100 * value:+.{digits}f} %".replace("-", "−")
+    return f"{100 * value:+.2f} %".replace("-", "−")
 
 
 def duration(seconds: float) -> str:

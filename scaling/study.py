@@ -1,7 +1,7 @@
 """One study of one table: fit, intervals, backtest, and everything that law.json says about them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 import scipy
 
 from scaling.errors import FitError
-from scaling.fit.bootstrap import DRAWS, LEVEL, MAX_DRAW, METHODS, Bootstrap, bootstrap, interval, residual_sigma
+from scaling.fit.bootstrap import DRAWS, LEVEL, MAX_DRAW, METHODS, bootstrap, interval, residual_sigma
 from scaling.fit.estimate import Certificate, Fit, Loss, fit, loss_named, rows_for
 from scaling.fit.model_averaging import Average, average, candidates
 from scaling.fit.profile import profile
@@ -65,6 +65,11 @@ class FitOptions:
     tuned: Sequence[Tuned] = ()  # the scans of learning rates that the table's rows are the best of
     point: Mapping[str, float] | None = None  # where sensitivity and averaging are asked for a prediction
 
+    def resampling(self, most: int | None = None) -> dict[str, Any]:
+        """The arguments of every bootstrap, of at most so many draws."""
+        draws = self.draws if most is None else min(self.draws, most)
+        return {"method": self.method, "clustered": self.clustered, "draws": draws, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class FitResult:
@@ -94,7 +99,8 @@ def fit_law(
     loss = _loss(law, options)
     rows = rows_for(law, table)
     fitted = fit(law, rows, loss, options.fixed, starts=options.starts, seed=options.seed)
-    boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, options.draws, options.seed)
+    boot = bootstrap(fitted, rows.cluster, **options.resampling())
+    summary = BootstrapSummary(**{f.name: getattr(boot, f.name) for f in fields(BootstrapSummary)})
     split, skipped = _split(law, table, options)
     averaged = _average(law, rows, options)
     content = LawFile(
@@ -106,7 +112,7 @@ def fit_law(
             intervals=boot.intervals(options.level),
             level=options.level,
             pinned=dict(options.fixed),
-            loss=Objective(name=loss.name, scale=loss.scale, delta=loss.delta),
+            loss=Objective(**asdict(loss)),
             weights=options.weights if "weight" in table.columns else "none",
             free_parameters=fitted.problem.free,
             residuals=fitted.residuals.tolist(),
@@ -131,7 +137,7 @@ def fit_law(
             baselines=dict(baselines or {}),
         ),
         compute=table.compute,
-        uncertainty=UncertaintySection(bootstrap=_bootstrap_summary(boot), profile_E=_profile(fitted, rows, options)),
+        uncertainty=UncertaintySection(bootstrap=summary, profile_E=_profile(fitted, rows, options)),
         checks=ChecksSection(
             certificate=_report(fitted.certificate, options),
             holdout=split.scored if split else [],
@@ -166,13 +172,13 @@ def _profile(fitted: Fit, rows: Table, options: FitOptions) -> ProfileSummary | 
     """Profile of the irreducible loss, where the law has one that is free."""
     if "E" not in fitted.law.parameters or "E" in options.fixed:
         return None
-    found = profile(fitted, rows.cluster, "E", options.level, options.clustered, seed=options.seed)
+    found = profile(fitted, rows.cluster, "E", options.level, options.clustered, options.seed)
     return ProfileSummary(
         E=found.values.tolist(),
         objective=found.objective.tolist(),
         threshold=found.threshold,
         interval=(found.low, found.high if np.isfinite(found.high) else None),
-        level=found.level,
+        level=options.level,
     )
 
 
@@ -180,17 +186,8 @@ def _windows(law: Law, rows: Table, options: FitOptions) -> BacktestSummary | No
     """Expanding windows over compute and their pooled score."""
     if options.holdout == "none" or law.response != "loss":
         return None
-    windows = expanding_windows(
-        law,
-        rows,
-        _loss(law, options),
-        options.fixed,
-        min(options.draws, 500),
-        options.level,
-        options.method,
-        options.clustered,
-        options.seed,
-    )
+    settings = options.resampling(500)
+    windows = expanding_windows(law, rows, _loss(law, options), options.fixed, level=options.level, **settings)
     count = sum(w.held_out for w in windows)
     return BacktestSummary(
         windows=windows,
@@ -204,8 +201,7 @@ def _average(law: Law, rows: Table, options: FitOptions) -> Average | None:
     """Laws in N and D averaged, where the law asked for is one of them and enough rows are there."""
     if not options.average or law.variables != ("N", "D") or options.fixed:
         return None
-    draws = min(options.draws, 1000)
-    return average(rows, candidates(), _loss(law, options), options.method, options.clustered, draws, options.seed)
+    return average(rows, candidates(), _loss(law, options), **options.resampling(1000))
 
 
 def _split(law: Law, table: Table, options: FitOptions) -> tuple[Backtest | None, list[Diagnostic]]:
@@ -213,18 +209,10 @@ def _split(law: Law, table: Table, options: FitOptions) -> tuple[Backtest | None
     rule = HOLDOUT if options.holdout is None else options.holdout
     if rule == "none":
         return None, []
-    settings: dict[str, Any] = {
-        "loss": _loss(law, options),
-        "fixed": options.fixed,
-        "draws": options.draws,
-        "level": options.level,
-        "method": options.method,
-        "clustered": options.clustered,
-        "seed": options.seed,
-    }
+    settings = {"fixed": options.fixed, "level": options.level, **options.resampling()}
     try:
         held_out(table, rule)
-        return backtest(law, rows_for(law, table), rule, **settings), []
+        return backtest(law, rows_for(law, table), rule, _loss(law, options), **settings), []
     except FitError as error:
         if options.holdout is not None:
             raise
@@ -261,17 +249,6 @@ def _held_out_fit(fitted: Fit) -> HeldOutFit:
     )
 
 
-def _bootstrap_summary(boot: Bootstrap) -> BootstrapSummary:
-    return BootstrapSummary(
-        method=boot.method,
-        clustered=boot.clustered,
-        clusters=boot.clusters,
-        draws=len(next(iter(boot.params.values()))),
-        boundary=boot.boundary,
-        seed=boot.seed,
-    )
-
-
 def _summary(average: Average, level: float) -> AveragedLaws:
     members = [
         AveragedLaw(
@@ -304,7 +281,7 @@ def _companions(table: Table, options: FitOptions) -> dict[str, CompanionFit]:
         except FitError as error:
             found[name] = CompanionFit(formula=law.formula, paper=law.paper, reason=str(error))
             continue
-        boot = bootstrap(fitted, rows.cluster, options.method, options.clustered, min(options.draws, 500), options.seed)
+        boot = bootstrap(fitted, rows.cluster, **options.resampling(500))
         found[name] = CompanionFit(
             formula=law.formula,
             paper=law.paper,

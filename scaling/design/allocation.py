@@ -15,6 +15,7 @@ The first two see no formula, only runs; each ends in a power law N_opt ∝ C^a.
 law, the schedule of the curves or the range of the sizes is at fault, and the report says so.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -33,9 +34,6 @@ TOLERANCE = 0.1  # relative spread of C within one IsoFLOP profile
 GRID = 400  # budgets at which the envelope is read off
 SEARCHED = 400  # sizes tried at a budget, for every bootstrap draw
 _GOLDEN = (np.sqrt(5) - 1) / 2
-
-
-# --- Minimum of a law along a budget --------------------------------------------------------------------------------
 
 
 def exponents(params: Mapping[str, float | Array]) -> tuple[float | Array, float | Array]:
@@ -102,7 +100,11 @@ def _grid_minimum(value: Callable[[Array], Array], grid: Array) -> Array:
     return np.asarray((lowest[..., 0, :] + np.clip(shift, -1, 1)) * step)
 
 
-# --- The three approaches -------------------------------------------------------------------------------------------
+TITLES = {
+    "envelope": "1. envelope of training curves",
+    "isoflop": "2. IsoFLOP profiles",
+    "parametric": "3. minimum of the fitted law",
+}
 
 
 @dataclass(frozen=True)
@@ -113,7 +115,6 @@ class Approach:
     """
 
     name: str
-    title: str
     a: float = np.nan
     a_interval: tuple[float, float] = (np.nan, np.nan)
     budgets: Array = field(default_factory=lambda: np.empty(0))
@@ -125,16 +126,14 @@ class Approach:
     notes: tuple[str, ...] = ()
 
     @property
+    def title(self) -> str:
+        """Number and name, for people."""
+        return TITLES[self.name]
+
+    @property
     def applies(self) -> bool:
         """Whether the data allow this approach."""
         return not self.reason
-
-
-TITLES = {
-    "envelope": "1. envelope of training curves",
-    "isoflop": "2. IsoFLOP profiles",
-    "parametric": "3. minimum of the fitted law",
-}
 
 
 @dataclass(frozen=True)
@@ -147,15 +146,15 @@ class Trace:
     loss: Array
 
 
-def allocate(view: FittedLaw, budgets: Array, traces: Sequence[Trace] | None = None, seed: int = 0) -> list[Approach]:
+def allocate(view: FittedLaw, budgets: Array, traces: Sequence[Trace] | None = None) -> list[Approach]:
     """The three approaches at ``budgets`` (points,) in FLOPs, as the table counts them.
 
     ``traces`` are training curves; without them the envelope is that of finished runs, size by size.
     """
     table, level = view.table, view.level
     return [
-        envelope(traces if traces else finished(table), budgets, level, seed, bool(traces)),
-        isoflop(table, budgets, level, seed),
+        envelope(traces or finished(table), budgets, level, bool(traces)),
+        isoflop(table, budgets, level),
         parametric(view, budgets),
     ]
 
@@ -178,18 +177,9 @@ def _power_law(
     tails = [(1 - level) / 2, (1 + level) / 2]
     low, high = np.quantile(drawn, tails, axis=0)
     a_low, a_high = np.quantile(lines[:, 0], tails)
-    return Approach(
-        name,
-        TITLES[name],
-        float(middle[0]),
-        (float(a_low), float(a_high)),
-        budgets,
-        np.exp(np.polyval(middle, np.log(budgets))),
-        low,
-        high,
-        seen,
-        notes=tuple(notes),
-    )
+    best = np.exp(np.polyval(middle, np.log(budgets)))
+    interval = (float(a_low), float(a_high))
+    return Approach(name, float(middle[0]), interval, budgets, best, low, high, seen, notes=tuple(notes))
 
 
 def finished(table: Table) -> list[Trace]:
@@ -205,37 +195,31 @@ def finished(table: Table) -> list[Trace]:
     return traces
 
 
-def envelope(
-    traces: Sequence[Trace], budgets: Array, level: float = 0.9, seed: int = 0, mid_schedule: bool = True
-) -> Approach:
+def envelope(traces: Sequence[Trace], budgets: Array, level: float = 0.9, mid_schedule: bool = True) -> Approach:
     """Approach 1: a power law through the size that is lowest at each of GRID budgets.
 
     A budget counts where smaller and larger sizes than the lowest one were measured at it too. Intervals: whole
     traces drawn with replacement.
     """
-    name = "envelope"
-
-    def refuse(reason: str) -> Approach:
-        return Approach(name, TITLES[name], reason=reason)
-
     sizes = np.array([t.N for t in traces])
     if len(np.unique(sizes)) < 3:
-        return refuse(f"it needs curves of at least 3 sizes, each over a range of compute; there are {len(set(sizes))}")
+        reason = f"it needs curves of at least 3 sizes, each over a range of compute; there are {len(set(sizes))}"
+        return Approach("envelope", reason=reason)
     grid = np.geomspace(min(t.C[0] for t in traces), max(t.C[-1] for t in traces), GRID)
     losses = np.stack([_along(t, grid) for t in traces])
     C, N = _lowest(grid, sizes, losses)
     if len(np.unique(N)) < 3:
-        return refuse(
+        reason = (
             f"only {len(np.unique(N))} sizes are best at budgets where smaller and larger ones were measured too; it "
             "needs 3, so the curves of neighbouring sizes must overlap in compute"
         )
-    rng = np.random.default_rng(seed)
-    picks = rng.integers(len(traces), size=(DRAWS, len(traces)))
+        return Approach("envelope", reason=reason)
+    picks = np.random.default_rng(0).integers(len(traces), size=(DRAWS, len(traces)))
     samples = [_lowest(grid, sizes[p], losses[p]) for p in picks]
     notes = [f"{len(np.unique(N))} sizes are best at some budget"]
     if mid_schedule:
         notes.append("losses inside a run are those of an unfinished schedule, which favours runs that end near there")
-    return _power_law(name, C, N, samples, budgets, level, _steps(C, N), notes)
+    return _power_law("envelope", C, N, samples, budgets, level, _steps(C, N), notes)
 
 
 def _along(trace: Trace, grid: Array) -> Array:
@@ -249,9 +233,7 @@ def _lowest(grid: Array, sizes: Array, losses: Array) -> tuple[Array, Array]:
     """Budgets and the size that is lowest there, where both smaller and larger sizes were measured."""
     best = sizes[losses.argmin(axis=0)]
     measured = np.isfinite(losses)
-    smaller = (measured & (sizes[:, None] < best)).any(axis=0)
-    larger = (measured & (sizes[:, None] > best)).any(axis=0)
-    keep = smaller & larger
+    keep = np.all([(measured & beyond(sizes[:, None], best)).any(axis=0) for beyond in (np.less, np.greater)], axis=0)
     return grid[keep], best[keep]
 
 
@@ -282,27 +264,35 @@ class IsoFlopProfile:
     @property
     def minimum(self) -> float | None:
         """Best size in parameters, or None where the minimum is not bracketed."""
-        best = _bracketed(self.coefficients, np.log(self.N) - self.centre)
+        return self._minimum_of(self.coefficients)
+
+    def refit(self, sign: Array) -> float | None:
+        """The best size with residuals (rows,) of the given signs."""
+        x = np.log(self.N) - self.centre
+        fitted = np.polyval(self.coefficients, x)
+        residual = np.sqrt(len(x) / max(len(x) - 4, 1)) * sign * (np.log(self.loss) - fitted)
+        return self._minimum_of(np.polyfit(x, fitted + residual, 3))
+
+    def _minimum_of(self, cubic: Array) -> float | None:
+        best = _bracketed(cubic, np.log(self.N) - self.centre)
         return None if best is None else float(np.exp(best + self.centre))
 
 
-def profiles(table: Table, tolerance: float = TOLERANCE) -> list[IsoFlopProfile]:
-    """Groups of runs whose C agree to ``tolerance`` (relative) and that hold at least 5 sizes, by C.
+def profiles(table: Table) -> list[IsoFlopProfile]:
+    """Groups of runs whose C agree to TOLERANCE and that hold at least 5 sizes, by C.
 
     What is left of the spread of C is removed with one slope d log loss / d log C, estimated within all groups.
     """
     log_C, log_N = np.log(table.columns["C"]), np.log(table.columns["N"])
     log_loss = np.log(table.columns["loss"])
-    groups = _groups(log_C, table.columns["N"], np.log1p(tolerance))
+    groups = _groups(log_C, table.columns["N"], np.log1p(TOLERANCE))
     found = []
     slope = _slope(log_N, log_C, log_loss, groups)
     for rows in groups:
         centre, budget = float(log_N[rows].mean()), float(log_C[rows].mean())
         moved = log_loss[rows] - slope * (log_C[rows] - budget)
-        cubic = np.polyfit(log_N[rows] - centre, moved, 3)
-        found.append(
-            IsoFlopProfile(float(np.exp(budget)), rows, table.columns["N"][rows], np.exp(moved), centre, cubic)
-        )
+        cubic, N = np.polyfit(log_N[rows] - centre, moved, 3), table.columns["N"][rows]
+        found.append(IsoFlopProfile(float(np.exp(budget)), rows, N, np.exp(moved), centre, cubic))
     return sorted(found, key=lambda p: p.C)
 
 
@@ -343,12 +333,11 @@ def _bracketed(cubic: Array, x: Array) -> float | None:
     return float(best) if (ends > np.polyval(cubic, best)).all() else None
 
 
-def isoflop(table: Table, budgets: Array, level: float = 0.9, seed: int = 0) -> Approach:
+def isoflop(table: Table, budgets: Array, level: float = 0.9) -> Approach:
     """Approach 2: a power law through the minima of the bracketed IsoFLOP profiles.
 
     Intervals: wild bootstrap, the residuals of a run multiplied by +1 or -1 together.
     """
-    name = "isoflop"
     found = profiles(table)
     best = [p.minimum for p in found]
     kept = [p for p, m in zip(found, best, strict=True) if m is not None]
@@ -358,36 +347,25 @@ def isoflop(table: Table, budgets: Array, level: float = 0.9, seed: int = 0) -> 
             f"it needs 2 budgets or more that 5 sizes were trained with, to {100 * TOLERANCE:g} % in C, and whose best "
             f"size lies between them; {many} 5 sizes, {len(kept)} of them bracketed"
         )
-        return Approach(name, TITLES[name], reason=reason)
+        return Approach("isoflop", reason=reason)
     C = np.array([p.C for p in kept])
     N = np.array([m for m in best if m is not None])
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     cluster = cluster_index(table.cluster)
     samples = []
     for _ in range(DRAWS):
         sign = rng.choice([-1.0, 1.0], size=cluster.max() + 1)
-        optima = [(p.C, _refit(p, sign[cluster[p.rows]])) for p in kept]
-        usable = np.array([(c, n) for c, n in optima if n is not None])
-        samples.append((usable[:, 0], usable[:, 1]) if len(usable) else (np.empty(0), np.empty(0)))
+        optima = [(p.C, n) for p in kept if (n := p.refit(sign[cluster[p.rows]])) is not None]
+        usable = np.array(optima).reshape(-1, 2)
+        samples.append((usable[:, 0], usable[:, 1]))
     notes = [f"{len(kept)} of {len(found)} profiles are bracketed"]
-    return _power_law(name, C, N, samples, budgets, level, (C, N), notes)
-
-
-def _refit(profile: IsoFlopProfile, sign: Array) -> float | None:
-    """Best size of a profile whose residuals have the given signs."""
-    x = np.log(profile.N) - profile.centre
-    fitted = np.polyval(profile.coefficients, x)
-    residual = np.log(profile.loss) - fitted
-    scale = np.sqrt(len(x) / max(len(x) - 4, 1))
-    best = _bracketed(np.polyfit(x, fitted + scale * sign * residual, 3), x)
-    return None if best is None else float(np.exp(best + profile.centre))
+    return _power_law("isoflop", C, N, samples, budgets, level, (C, N), notes)
 
 
 def parametric(view: FittedLaw, budgets: Array) -> Approach:
     """Approach 3: the minimum of the fitted law, with its bootstrap draws for the interval."""
-    name = "parametric"
     if not view.is_surface:
-        return Approach(name, TITLES[name], reason=f"the law {view.declared.name} is not a loss over N and D")
+        return Approach("parametric", reason=f"the law {view.declared.name} is not a loss over N and D")
     ends = _measured(view)
     # The exponent is that between the ends of the measured compute; where equation 4 holds it is the same everywhere.
     C = np.concatenate([ends, budgets])
@@ -397,7 +375,7 @@ def parametric(view: FittedLaw, budgets: Array) -> Approach:
     low, high = view.bounds(samples)
     a_low, a_high = view.bounds(_slope_between(ends, samples[..., :2]))
     a = float(_slope_between(ends, N[:2]))
-    return Approach(name, TITLES[name], a, (float(a_low), float(a_high)), budgets, N[2:], low[2:], high[2:])
+    return Approach("parametric", a, (float(a_low), float(a_high)), budgets, N[2:], low[2:], high[2:])
 
 
 def measured_exponents(view: FittedLaw, params: Mapping[str, float | Array]) -> tuple[Array, Array]:
@@ -419,20 +397,17 @@ def _slope_between(C: Array, values: Array) -> Array:
 
 def disagreements(approaches: Sequence[Approach], C: float) -> list[str]:
     """Sentences on which approaches contradict each other, in their exponent and in N at the budget nearest C."""
-    used = [x for x in approaches if x.applies]
     said = []
-    for i, first in enumerate(used):
-        for second in used[i + 1 :]:
-            at = int(np.abs(np.log(first.budgets / C)).argmin())
-            pair = f"approaches {first.title[0]} and {second.title[0]}"
-            if _apart(first.a_interval, second.a_interval):
-                values = f"{first.a:.3f} and {second.a:.3f}"
-                said.append(f"The exponents of {pair} differ by more than their intervals: {values}.")
-            if _apart((first.low[at], first.high[at]), (second.low[at], second.high[at])):
-                said.append(
-                    f"At {flops(first.budgets[at])} FLOPs {pair} advise sizes that differ by more than their "
-                    f"intervals: {count(first.N[at])} and {count(second.N[at])} parameters."
-                )
+    for first, second in itertools.combinations([x for x in approaches if x.applies], 2):
+        at = int(np.abs(np.log(first.budgets / C)).argmin())
+        pair = f"approaches {first.title[0]} and {second.title[0]}"
+        if _apart(first.a_interval, second.a_interval):
+            values = f"{first.a:.3f} and {second.a:.3f}"
+            said.append(f"The exponents of {pair} differ by more than their intervals: {values}.")
+        if _apart((first.low[at], first.high[at]), (second.low[at], second.high[at])):
+            sizes = f"{count(first.N[at])} and {count(second.N[at])} parameters"
+            where = f"At {flops(first.budgets[at])} FLOPs"
+            said.append(f"{where} {pair} advise sizes that differ by more than their intervals: {sizes}.")
     return said
 
 

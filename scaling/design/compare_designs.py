@@ -53,9 +53,6 @@ class Outcome:
         return bool(self.scored) and all(s.covered for s in self.scored)
 
 
-# ------------------------------------------------------------------------------------------- subsets
-
-
 def price(table: Table) -> Array:
     """FLOPs (n,) that each row costs: exact where the table knows them, whatever C the law is fitted to."""
     return table.columns.get("C_exact", table.columns["C"])
@@ -100,9 +97,7 @@ def isoflop(table: Table, profiles: int = 3) -> Mask:
 def single_variable(table: Table) -> Mask:
     """Kaplan's two series: every size at its largest budget, and every budget at its largest size."""
     N, D = table.columns["N"], table.columns["D"]
-    longest = [D[i] == D[N[i] == N].max() for i in range(len(table))]
-    largest = [N[i] == N[D[i] == D].max() for i in range(len(table))]
-    return np.asarray(np.array(longest) | np.array(largest))
+    return np.array([d == D[n == N].max() or n == N[d == D].max() for n, d in zip(N, D, strict=True)])
 
 
 def _nearest_of_each(group: Array, value: Array, wanted: float, within: float) -> Mask:
@@ -144,9 +139,6 @@ def next_best(table: Table, target: Mapping[str, float], law: Law, fixed: Mappin
         bought[unbought[step.candidate]] = True
         fitted = fit(law, table.select(bought), fixed=fixed, seed=seed)
     return bought
-
-
-# ---------------------------------------------------------------------------------------- comparison
 
 
 def split(table: Table, reach: float = REACH) -> tuple[Table, Table]:

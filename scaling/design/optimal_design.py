@@ -11,7 +11,7 @@ review, section 2; c-optimality with the target's gradient as c). Runs are chose
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,9 +86,7 @@ def _solve(
     return {"C": compute.flops(N, D), "N": N, "D": D}
 
 
-def _balanced(
-    law: Law, params: Mapping[str, float | Array], compute: Compute, given: str, value: float, steps: int = 961
-) -> Array:
+def _balanced(law: Law, params: Mapping[str, float | Array], compute: Compute, given: str, value: float) -> Array:
     """The other of N and D (draws,) with which neither is worth more than what it costs.
 
     Along a budget C the loss is least where one per cent more parameters removes as much as the tokens that it takes.
@@ -120,14 +118,11 @@ def _balanced(
             share = np.nan_to_num(left / (left - right), nan=0.5)
         return np.asarray(log_other[after - 1] + np.clip(share, 0, 1) * (log_other[after] - log_other[after - 1]))
 
-    found = crossing(np.linspace(0, 120, steps))
+    found = crossing(np.linspace(0, 120, 961))
     if len(found) == 1:
         for width in (0.13, 0.001):
             found = crossing(found + np.linspace(-width, width, 201))
     return np.exp(found)
-
-
-# --- Runs that narrow a forecast ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -145,14 +140,18 @@ class Candidates:
 class DesignStep:
     """One run chosen: its index among the candidates, and the relative standard deviation of the forecast after it.
 
-    ``gain`` is the share of the forecast's present variance that the run removes, ``gain_per_flop`` that per FLOP.
+    ``gain`` is the share of the forecast's present variance that the run removes.
     """
 
     candidate: int
     flops: float
     sigma: float
     gain: float
-    gain_per_flop: float
+
+    @property
+    def gain_per_flop(self) -> float:
+        """That share per FLOP."""
+        return self.gain / self.flops
 
 
 @dataclass(frozen=True)
@@ -175,13 +174,13 @@ def covariance(law: Law, draws: Mapping[str, Array], columns: Mapping[str, Array
     return np.atleast_2d(np.cov(predicted, rowvar=False))
 
 
-def grid(law: LawFile, target: Mapping[str, float], budget: float, steps_per_doubling: int = 1) -> Candidates:
-    """Possible runs over the fitted range and up to 4 times beyond it, each within ``budget`` FLOPs."""
+def grid(law: LawFile, target: Mapping[str, float], budget: float) -> Candidates:
+    """Runs at doublings of N and D, over the fitted range and up to 4 times beyond it, each within ``budget`` FLOPs."""
     axes = []
     for name in ("N", "D"):
         low, high = law.data.fit_range[name]
         high = min(4 * high, max(high, target[name]))
-        axes.append(np.exp2(np.arange(np.log2(low), np.log2(high) + 1e-9, 1 / steps_per_doubling)))
+        axes.append(np.exp2(np.arange(np.log2(low), np.log2(high) + 1e-9)))
     N, D = (m.ravel() for m in np.meshgrid(*axes, indexing="ij"))
     flops = law.compute.flops(N, D)
     allowed = (flops <= budget) & ~((target["N"] <= N) & (target["D"] <= D))
@@ -238,8 +237,8 @@ def design(
     cost = candidates.flops[affordable]
     both = [_greedy(K, noise[1:] ** 2, cost, budget, runs, per_flop) for per_flop in (False, True)]
     best = min(both, key=lambda steps: (steps[-1].sigma, sum(s.flops for s in steps)))
-    chosen = tuple(DesignStep(int(affordable[s.candidate]), s.flops, s.sigma, s.gain, s.gain_per_flop) for s in best)
-    return Design(float(np.sqrt(K[0, 0])), chosen)
+    chosen = (replace(step, candidate=int(affordable[step.candidate])) for step in best)
+    return Design(float(np.sqrt(K[0, 0])), tuple(chosen))
 
 
 def _greedy(K: Array, noise: Array, cost: Array, budget: float, runs: int, per_flop: bool) -> list[DesignStep]:
@@ -260,15 +259,15 @@ def _greedy(K: Array, noise: Array, cost: Array, budget: float, runs: int, per_f
         K -= np.outer(row, row) / (row[i + 1] + noise[i])
         left[i] = False
         budget -= cost[i]
-        share = float(gain[i] / first)
-        steps.append(DesignStep(i, float(cost[i]), float(np.sqrt(max(K[0, 0], 0.0))), share, share / float(cost[i])))
+        steps.append(DesignStep(i, float(cost[i]), float(np.sqrt(max(K[0, 0], 0.0))), float(gain[i] / first)))
     return steps
 
 
+SAME = 0.02  # runs within this of each other in log N and log D measure the same
 REACH = 4.0  # times beyond the measured tokens per parameter that a proposed run may go
 
 
-def sensible(candidates: Candidates, N: Array, D: Array, tolerance: float = 0.02) -> NDArray[np.bool_]:
+def sensible(candidates: Candidates, N: Array, D: Array) -> NDArray[np.bool_]:
     """Which candidates (m,) are neither measured already nor far from all that was, given the measured N and D (k,).
 
     A design by variance alone runs to the corners: huge models on few tokens, and tiny ones on very many, where nothing
@@ -276,7 +275,7 @@ def sensible(candidates: Candidates, N: Array, D: Array, tolerance: float = 0.02
     """
     asked_N, asked_D = (np.log(candidates.columns[k]) for k in ("N", "D"))
     known_N, known_D = np.log(N), np.log(D)
-    near = np.maximum(np.abs(asked_N[:, None] - known_N), np.abs(asked_D[:, None] - known_D)) < tolerance
+    near = np.maximum(np.abs(asked_N[:, None] - known_N), np.abs(asked_D[:, None] - known_D)) < SAME
     ratio, known = asked_D - asked_N, known_D - known_N
     low, high = known.min() - np.log(REACH), known.max() + np.log(REACH)
     return np.asarray(~near.any(axis=1) & (ratio >= low) & (ratio <= high))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scaling.design.optimal_design import Candidates, covariance
+from scaling.design.optimal_design import SAME, Candidates, covariance
 from scaling.errors import FitError
 from scaling.fit.bootstrap import LEVEL, bootstrap, interval, residual_sigma
 from scaling.fit.estimate import fit
@@ -25,7 +25,6 @@ DRAWS = 500
 NEGLIGIBLE = 0.05
 """Runs are left out that all together would narrow the forecast's standard deviation by less than this share of it.
 Of so many draws the deviation is known to 1 / sqrt(2 DRAWS) = 3 %, so that less could not be told from nothing."""
-SAME = 0.02  # runs within this of the target in N and in D measure it
 
 
 @dataclass(frozen=True)

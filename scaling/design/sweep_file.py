@@ -41,11 +41,6 @@ class Setting:
     run: dict[str, Any]  # keys of a run, with those of `base` below
 
     @property
-    def name(self) -> str:
-        """Name of the sweep."""
-        return str(self.tree["name"])
-
-    @property
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step: D is a multiple of it."""
         train = self.run.get("train", {})
@@ -76,14 +71,11 @@ def shapes(setting: Setting, n_definition: str = "total") -> list[Shape]:
     for d_model in [*range(8, 64, 8), *range(64, 512, 32), *range(512, 2048, 128), *range(2048, 8192, 512)]:
         if d_model not in widths:
             n_layer = max(1, round(float(np.interp(np.log(d_model), np.log(widths), depths))))
-            between.append({"size": None, "n_layer": n_layer, "d_model": d_model, "n_head": _heads(d_model)})
+            # Heads of 64 where that divides the width, else of 32, 16 or 8.
+            n_head = next(d_model // width for width in (64, 32, 16, 8) if d_model % width == 0)
+            between.append({"size": None, "n_layer": n_layer, "d_model": d_model, "n_head": n_head})
     made = (_shape(setting, keys, n_definition) for keys in [*named, *between])
     return sorted((s for s in made if s), key=lambda s: s.N)
-
-
-def _heads(d_model: int) -> int:
-    """Heads of 64 where that divides the width, else of 32, 16 or 8."""
-    return next(d_model // width for width in (64, 32, 16, 8) if d_model % width == 0)
 
 
 def _shape(setting: Setting, keys: dict[str, Any], n_definition: str) -> Shape | None:
@@ -140,14 +132,13 @@ def sweep_yaml(setting: Setting, found: Sequence[Shape], runs: Candidates, path:
     kept = {k: v for k, v in setting.tree.items() if k not in _RUNS}
     # Shape keys that the runs below state would win over a named size.
     spelled = any(k in setting.run.get("model", {}) for k in _SHAPE[1:])
-    points: list[dict[str, Any]] = []
-    for shape, D in zip(runs.columns["shape"], runs.columns["D"], strict=True):
-        model = _spelled(found[int(shape)].keys) if spelled else found[int(shape)].keys
-        points.append({"model": dict(model), "train.tokens": int(D)})
+    keys = [_spelled(shape.keys) if spelled else shape.keys for shape in found]
+    pairs = zip(runs.columns["shape"], runs.columns["D"], strict=True)
+    points = [{"model": dict(keys[int(shape)]), "train.tokens": int(D)} for shape, D in pairs]
     tree = {
-        "name": f"{setting.name}-next",
+        "name": f"{setting.tree['name']}-next",
         "base": os.path.relpath(setting.base, path.parent),
-        "runs_dir": setting.tree.get("runs_dir") or f"runs/{setting.name}",
+        "runs_dir": setting.tree.get("runs_dir") or f"runs/{setting.tree['name']}",
         **kept,
         "points": points,
     }

@@ -32,6 +32,11 @@ class Bootstrap:
     boundary: dict[str, float]
     seed: int
 
+    @property
+    def draws(self) -> int:
+        """How many refits there are."""
+        return len(next(iter(self.params.values())))
+
     def intervals(self, level: float = LEVEL) -> dict[str, tuple[float, float]]:
         """Equal-tailed interval of every parameter."""
         return {name: interval(values, level) for name, values in self.params.items()}
@@ -53,12 +58,7 @@ def cluster_index(run: Sequence[str], clustered: bool = True) -> NDArray[np.int6
 
 
 def bootstrap(
-    fit: Fit,
-    run: Sequence[str],
-    method: str = METHODS[0],
-    clustered: bool = True,
-    draws: int = DRAWS,
-    seed: int = 0,
+    fit: Fit, run: Sequence[str], method: str = METHODS[0], clustered: bool = True, draws: int = DRAWS, seed: int = 0
 ) -> Bootstrap:
     """Refit ``draws`` resampled tables, each from the optimum of ``fit``. Raises FitError for an unknown method.
 
@@ -128,7 +128,8 @@ def corrected_residuals(fit: Fit, cluster: NDArray[np.int64]) -> Array:
     U = basis.U[:, 1e-10 * basis.S.max(initial=0.0) < basis.S]
     residuals = fit.residuals
     corrected = residuals / np.sqrt(np.clip(1 - (U**2).sum(axis=1), LEAST_FREEDOM, 1))
-    for members in _groups(cluster):
+    for several in np.flatnonzero(np.bincount(cluster) > 1):
+        members = np.flatnonzero(cluster == several)
         values, vectors = np.linalg.eigh(np.eye(len(members)) - U[members] @ U[members].T)
         root = vectors / np.sqrt(np.clip(values, LEAST_FREEDOM, 1)) @ vectors.T
         corrected[members] = root @ residuals[members]
@@ -139,13 +140,6 @@ def corrected_residuals(fit: Fit, cluster: NDArray[np.int64]) -> Array:
 LEAST_FREEDOM = 0.1
 # Residuals count up to this many medians of their size, four standard deviations of normal noise.
 OUTLYING = 6.0
-
-
-def _groups(cluster: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows of every cluster that has more than one."""
-    order = np.argsort(cluster, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
-    return [part for part in parts if len(part) > 1]
 
 
 def with_noise(fit: Fit, noise: Array) -> Array:

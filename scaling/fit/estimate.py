@@ -138,15 +138,11 @@ class Fit:
 
 
 def make_problem(
-    law: Law,
-    table: Table,
-    loss: Loss | None = None,
-    fixed: Mapping[str, float] | None = None,
-    weights: Array | None = None,
+    law: Law, table: Table, loss: Loss | None = None, fixed: Mapping[str, float] | None = None
 ) -> FitProblem:
     """Check that ``table`` can identify ``law`` and centre it.
 
-    ``fixed`` fixes parameters by value. ``weights`` (n,) default to the column ``weight``, else 1. Raises FitError.
+    ``fixed`` fixes parameters by value. Rows weigh what the column ``weight`` says, else 1. Raises FitError.
     """
     loss, fixed = loss or loss_named(), dict(fixed or {})
     missing = [v for v in (*law.variables, law.response) if v not in table.columns]
@@ -154,8 +150,7 @@ def make_problem(
         raise FitError(f"{table.source}: the law {law.name} needs the column {', '.join(missing)}")
     is_fixed = _fixed(law, fixed)
     y = table.columns[law.response]
-    if weights is None:
-        weights = table.columns.get("weight", np.ones(len(table)))
+    weights = table.columns.get("weight", np.ones(len(table)))
     used = weights > 0
     _check_enough(law, table, int((~is_fixed).sum()), fixed, used)
     if loss.scale == "log" and y.min() <= 0:
@@ -213,7 +208,6 @@ def fit(
     table: Table,
     loss: Loss | None = None,
     fixed: Mapping[str, float] | None = None,
-    weights: Array | None = None,
     starts: str = "grid",
     seed: int = 0,
 ) -> Fit:
@@ -221,7 +215,7 @@ def fit(
 
     Raises FitError where the table cannot identify the law or no start leads to a finite objective.
     """
-    problem = make_problem(law, table, loss, fixed, weights)
+    problem = make_problem(law, table, loss, fixed)
     return fit_problem(problem, starting_points(problem, starts, seed))
 
 

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from scaling.errors import FitError
-from scaling.fit.bootstrap import LEVEL, METHODS, bootstrap, predictive_draws
+from scaling.fit.bootstrap import LEVEL, METHODS, bootstrap, interval, predictive_draws
 from scaling.fit.estimate import Fit, Loss, fit
 from scaling.fit.folds import compute_folds
 from scaling.laws import LAWS, Array, Law
 from scaling.tables.table import Table
+
+MIXED = 4000  # draws of an averaged prediction
 
 
 @dataclass(frozen=True)
@@ -124,19 +126,14 @@ def _errors(table: Table, laws: list[Candidate], loss: Loss | None, seed: int) -
     return np.array([np.sqrt(np.concatenate(found).mean()) for found in squares])
 
 
-def combined_draws(
-    average: Average, columns: Mapping[str, Array], count: int = 4000, noise: bool = True, seed: int = 0
-) -> Array:
-    """Draws (count, points) of the mixture: a law by its weight, then its parameters, then residual noise."""
+def _combined_draws(average: Average, columns: Mapping[str, Array], seed: int) -> Array:
+    """Draws (MIXED, points) of the mixture: a law by its weight, then its parameters, then residual noise."""
     rng = np.random.default_rng(seed + 2)
-    shares = rng.multinomial(count, [m.weight for m in average.members])
     parts = []
-    for member, share in zip(average.members, shares, strict=True):
-        available = len(next(iter(member.draws.values())))
-        rows = rng.integers(0, available, share)
-        residuals = member.residuals if noise else np.zeros(1)
-        draws = {k: v[rows] for k, v in member.draws.items()}
-        parts.append(predictive_draws(member.law, draws, columns, residuals, member.free, member.log, seed))
+    for m, share in zip(average.members, rng.multinomial(MIXED, [m.weight for m in average.members]), strict=True):
+        rows = rng.integers(0, len(next(iter(m.draws.values()))), share)
+        draws = {k: v[rows] for k, v in m.draws.items()}
+        parts.append(predictive_draws(m.law, draws, columns, m.residuals, m.free, m.log, seed))
     return np.concatenate(parts)
 
 
@@ -150,13 +147,13 @@ def predict(average: Average, columns: Mapping[str, Array], level: float = LEVEL
     weights = np.array([m.weight for m in average.members])
     points = np.array([float(m.law.evaluate(m.params, inputs)[0]) for m in average.members])
     mean = float(weights @ points)
-    draws = combined_draws(average, inputs, seed=seed)[:, 0]
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    draws = _combined_draws(average, inputs, seed)[:, 0]
+    low, high = interval(draws, level)
     between = float(np.sqrt(weights @ (points - mean) ** 2))
     return {
         "loss": mean,
-        "low": float(low),
-        "high": float(high),
+        "low": low,
+        "high": high,
         "between": between,
         "within": float(np.sqrt(max(draws.var() - between**2, 0.0))),
         "by_law": {

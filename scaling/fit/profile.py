@@ -10,6 +10,8 @@ from scaling.fit.bootstrap import LEVEL, cluster_index, wild_noise, with_noise
 from scaling.fit.estimate import Fit, minimise
 from scaling.laws import Array
 
+DRAWS, POINTS = 400, 61  # refits behind the threshold, and values of the parameter
+
 
 @dataclass(frozen=True)
 class Profile:
@@ -18,24 +20,15 @@ class Profile:
     ``threshold`` is the objective below which a value belongs to the interval.
     """
 
-    parameter: str
     values: Array
     objective: Array
     threshold: float
     low: float
     high: float
-    level: float
 
 
 def profile(
-    fit: Fit,
-    run: Sequence[str],
-    parameter: str = "E",
-    level: float = LEVEL,
-    clustered: bool = True,
-    draws: int = 400,
-    points: int = 61,
-    seed: int = 0,
+    fit: Fit, run: Sequence[str], parameter: str = "E", level: float = LEVEL, clustered: bool = True, seed: int = 0
 ) -> Profile:
     """Profile interval of a parameter whose coordinate is itself, such as E, alpha or beta.
 
@@ -50,8 +43,8 @@ def profile(
     is_fixed = problem.is_fixed.copy()
     is_fixed[i] = True
     cluster = cluster_index(run, clustered)
-    y = with_noise(fit, wild_noise(fit, cluster, draws, np.random.default_rng(seed)))
-    start = np.repeat(fit.theta[None], draws, axis=0)
+    y = with_noise(fit, wild_noise(fit, cluster, DRAWS, np.random.default_rng(seed)))
+    start = np.repeat(fit.theta[None], DRAWS, axis=0)
     held = replace(problem, is_fixed=is_fixed, fixed=fit.theta)
     freed, bound = (minimise(p, start, y=y, tolerance=1e-7).objective for p in (problem, held))
     with np.errstate(invalid="ignore"):  # a draw whose noise overflows has no objective
@@ -68,8 +61,8 @@ def profile(
     best = float(fit.theta[i])
     ends = [_crossing(least, best, bound, threshold) for bound in (lower, upper)]
     reach = max([abs(end - best) for end in ends if np.isfinite(end)] + [1e-6])
-    values = np.linspace(max(lower, best - 1.5 * reach), min(upper, best + 1.5 * reach), points)
-    return Profile(parameter, values, least(values), threshold, ends[0], ends[1], level)
+    values = np.linspace(max(lower, best - 1.5 * reach), min(upper, best + 1.5 * reach), POINTS)
+    return Profile(values, least(values), threshold, *ends)
 
 
 def _crossing(least: Callable[[Array], Array], best: float, bound: float, threshold: float) -> float:

@@ -1,7 +1,5 @@
 """Weights from what is known about the noise: replicate seeds and the standard error of each evaluation."""
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from scaling.errors import FitError
@@ -9,15 +7,6 @@ from scaling.laws import Array
 from scaling.tables.table import Table
 
 WEIGHTS = ("column", "noise", "none")
-
-
-@dataclass(frozen=True)
-class Noise:
-    """``weights`` (n,) with mean 1 and the relative standard deviation of the loss between ``replicates`` of a cell."""
-
-    weights: Array
-    seed_sigma: float
-    cells: int
 
 
 def replicate_sigma(table: Table) -> tuple[float, int]:
@@ -35,8 +24,8 @@ def replicate_sigma(table: Table) -> tuple[float, int]:
     return (float(np.sqrt(squares / freedom)), int((counts > 1).sum())) if freedom else (0.0, 0)
 
 
-def noise_weights(table: Table) -> Noise:
-    """Inverse-variance weights: the variance between seeds plus that of each evaluation, on the log scale.
+def noise_weights(table: Table) -> Array:
+    """Inverse-variance weights (n,), mean 1: the variance between seeds plus that of the evaluation, on the log scale.
 
     The column ``stderr`` (nats per token) is the standard error of the evaluated loss, ``val_loss_stderr`` of a record.
     Runs that are evaluated on the same text share part of that error, so that the weights are no more than relative.
@@ -52,7 +41,7 @@ def noise_weights(table: Table) -> Noise:
     if not (variance > 0).all():
         raise FitError(f"{table.source}: weights from noise need a positive stderr in every row")
     weights = 1 / variance
-    return Noise(weights / weights.mean(), sigma, cells)
+    return np.asarray(weights / weights.mean())
 
 
 def weights_for(table: Table, kind: str) -> Table:
@@ -63,5 +52,5 @@ def weights_for(table: Table, kind: str) -> Table:
         return table
     columns = {k: v for k, v in table.columns.items() if k != "weight"}
     if kind == "noise":
-        columns["weight"] = noise_weights(table).weights
+        columns["weight"] = noise_weights(table)
     return table.with_columns(columns)

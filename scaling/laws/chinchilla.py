@@ -7,7 +7,6 @@ from scaling.laws.power_sums import additive_decode, additive_encode, additive_m
 
 CHINCHILLA = Law(
     name="chinchilla",
-    title="Chinchilla L(N, D)",
     formula="L(N, D) = E + A/N^α + B/D^β",
     paper="Hoffmann et al. 2022, Training Compute-Optimal Large Language Models, arXiv:2203.15556, equation 2",
     variables=("N", "D"),
@@ -20,9 +19,6 @@ CHINCHILLA = Law(
     distinct=(3, 3),
     entangled={"A": ("alpha",), "B": ("beta",)},
 )
-
-
-# --- One exponent ---------------------------------------------------------------------------------------------------
 
 
 def _tied_model(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -38,7 +34,6 @@ def _tied_starts(x: Array, y: Array) -> Array:
 
 CHINCHILLA_TIED = Law(
     name="chinchilla_tied",
-    title="Chinchilla L(N, D) with equal exponents",
     formula="L(N, D) = E + A/N^α + B/D^α",
     paper="Gadre et al. 2024, Language models scale reliably with over-training, arXiv:2403.08540, equation 4, "
     "and Muennighoff et al. 2023, arXiv:2305.16264, appendix A",
@@ -52,9 +47,6 @@ CHINCHILLA_TIED = Law(
     distinct=(2, 2),
     entangled={"A": ("alpha",), "B": ("alpha",)},
 )
-
-
-# --- A power of a sum of power laws ---------------------------------------------------------------------------------
 
 
 def _coupled_model(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -90,7 +82,6 @@ def _coupled_starts(x: Array, y: Array) -> Array:
 
 COUPLED = Law(
     name="coupled",
-    title="Coupled L(N, D), between Kaplan's and Chinchilla's",
     formula="L(N, D) = E + (A/N^α + B/D^β)^γ",
     paper="Busbridge et al. 2025, Distillation Scaling Laws, arXiv:2502.08606, the law of the supervised models. "
     "γ = 1 is Chinchilla's law; E = 0, β = 1, γ = α_D, α = α_N/α_D is Kaplan's L(N, D)",

@@ -47,14 +47,6 @@ def _repetition_model(theta: Array, x: Array) -> tuple[Array, Array]:
     return theta[:, :1] + term_n + term_d, gradient
 
 
-def _repetition_encode(params: Array, centre: Array) -> Array:
-    return np.concatenate([additive_encode(params[..., :5], centre[:2]), np.log(params[..., 5:])], axis=-1)
-
-
-def _repetition_decode(theta: Array, centre: Array) -> Array:
-    return np.concatenate([additive_decode(theta[..., :5], centre[:2]), np.exp(theta[..., 5:])], axis=-1)
-
-
 def _repetition_starts(x: Array, y: Array) -> Array:
     starts = additive_starts(x[:2], y)[::3]
     scales = combinations((np.log(2.0), np.log(15.0)), (np.log(4.0), np.log(20.0)))
@@ -63,7 +55,6 @@ def _repetition_starts(x: Array, y: Array) -> Array:
 
 DATA_CONSTRAINED = Law(
     name="data_constrained",
-    title="Data-constrained L(N, D, U) with repetition",
     formula="L = E + A/N'^α + B/D'^β,  D' = U + U R*_D (1 − exp(−(D/U − 1)/R*_D)),  N' likewise in U_N and R*_N",
     paper="Muennighoff et al. 2023, Scaling Data-Constrained Language Models, arXiv:2305.16264, "
     "section 3.1, equations 5 and 6",
@@ -71,8 +62,8 @@ DATA_CONSTRAINED = Law(
     parameters=("E", "A", "B", "alpha", "beta", "R_N", "R_D"),
     bounds=(NONNEGATIVE, AMPLITUDE, AMPLITUDE, EXPONENT, EXPONENT, (-7.0, 12.0), (-7.0, 12.0)),
     model=_repetition_model,
-    encode=_repetition_encode,
-    decode=_repetition_decode,
+    encode=lambda p, c: np.concatenate([additive_encode(p[..., :5], c[:2]), np.log(p[..., 5:])], axis=-1),
+    decode=lambda t, c: np.concatenate([additive_decode(t[..., :5], c[:2]), np.exp(t[..., 5:])], axis=-1),
     starts=_repetition_starts,
     distinct=(3, 3, 2),
     entangled={"A": ("alpha",), "B": ("beta",)},

@@ -5,7 +5,17 @@ import numpy as np
 from scaling.laws.law import AMPLITUDE, EXPONENT, Array, Law, combinations
 from scaling.laws.power_sums import additive_model, log_sum
 
-# --- One variable ---------------------------------------------------------------------------------------------------
+
+def _scales_encode(params: Array, centre: Array) -> Array:
+    """Coordinates (..., p) of scales X_c and as many exponents α: α (log X_c − centre) and α."""
+    scales, alphas = np.split(params, 2, axis=-1)
+    return np.concatenate([alphas * (np.log(scales) - centre), alphas], axis=-1)
+
+
+def _scales_decode(theta: Array, centre: Array) -> Array:
+    u, alphas = np.split(theta, 2, axis=-1)
+    with np.errstate(over="ignore"):
+        return np.concatenate([np.exp(u / alphas + centre), alphas], axis=-1)
 
 
 def _power_model(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -14,34 +24,22 @@ def _power_model(theta: Array, x: Array) -> tuple[Array, Array]:
     return prediction, np.stack([prediction, -prediction * x[0]], axis=1)
 
 
-def _power_encode(params: Array, centre: Array) -> Array:
-    scale, alpha = params[..., 0], params[..., 1]
-    return np.stack([alpha * (np.log(scale) - centre[0]), alpha], axis=-1)
-
-
-def _power_decode(theta: Array, centre: Array) -> Array:
-    u, alpha = theta[..., 0], theta[..., 1]
-    with np.errstate(over="ignore"):
-        return np.stack([np.exp(u / alpha + centre[0]), alpha], axis=-1)
-
-
 def _power_starts(x: Array, y: Array) -> Array:
     alphas = np.array([0.02, 0.05, 0.1, 0.2, 0.4, 0.8])
     return np.column_stack([np.full(len(alphas), np.log(np.median(y))), alphas])
 
 
-def _kaplan_single(variable: str, title: str, equation: str) -> Law:
+def _kaplan_single(variable: str, equation: str) -> Law:
     return Law(
         name=f"kaplan_{variable.lower()}",
-        title=title,
         formula=f"L({variable}) = ({variable}_c/{variable})^α",
         paper=f"Kaplan et al. 2020, Scaling Laws for Neural Language Models, arXiv:2001.08361, equation {equation}",
         variables=(variable,),
         parameters=(f"{variable}_c", "alpha"),
         bounds=(AMPLITUDE, EXPONENT),
         model=_power_model,
-        encode=_power_encode,
-        decode=_power_decode,
+        encode=_scales_encode,
+        decode=_scales_decode,
         starts=_power_starts,
         distinct=(2,),
         entangled={f"{variable}_c": ("alpha",)},
@@ -49,31 +47,14 @@ def _kaplan_single(variable: str, title: str, equation: str) -> Law:
     )
 
 
-KAPLAN_N = _kaplan_single("N", "Kaplan L(N), data not limiting", "1.1")
-KAPLAN_D = _kaplan_single("D", "Kaplan L(D), size not limiting", "1.2")
-KAPLAN_C = _kaplan_single("C", "Kaplan L(C), compute spent best", "1.3")
-
-
-# --- L(N, S): a sum without a constant ------------------------------------------------------------------------------
-
-
-def _with_zero(theta: Array) -> Array:
-    return np.concatenate([np.zeros((*theta.shape[:-1], 1)), theta], axis=-1)
+KAPLAN_N = _kaplan_single("N", "1.1")
+KAPLAN_D = _kaplan_single("D", "1.2")
+KAPLAN_C = _kaplan_single("C", "1.3")
 
 
 def _kaplan_ns_model(theta: Array, x: Array) -> tuple[Array, Array]:
-    prediction, gradient = additive_model(_with_zero(theta), x)
+    prediction, gradient = additive_model(np.pad(theta, ((0, 0), (1, 0))), x)  # without a constant E
     return prediction, gradient[:, 1:]
-
-
-def _scales_encode(params: Array, centre: Array) -> Array:
-    scales, alphas = params[..., :2], params[..., 2:]
-    return np.concatenate([alphas * (np.log(scales) - centre), alphas], axis=-1)
-
-
-def _scales_decode(theta: Array, centre: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return np.concatenate([np.exp(theta[..., :2] / theta[..., 2:] + centre), theta[..., 2:]], axis=-1)
 
 
 def _scales_starts(x: Array, y: Array) -> Array:
@@ -84,7 +65,6 @@ def _scales_starts(x: Array, y: Array) -> Array:
 
 KAPLAN_NS = Law(
     name="kaplan_ns",
-    title="Kaplan L(N, S): size and optimizer steps",
     formula="L(N, S) = (N_c/N)^α_N + (S_c/S)^α_S",
     paper="Kaplan et al. 2020, arXiv:2001.08361, equation 1.6; S is S_min, the steps needed at a large batch",
     variables=("N", "S"),
@@ -97,9 +77,6 @@ KAPLAN_NS = Law(
     distinct=(2, 2),
     entangled={"N_c": ("alpha_N",), "S_c": ("alpha_S",)},
 )
-
-
-# --- L(N, D): a power of a sum --------------------------------------------------------------------------------------
 
 
 def _kaplan_nd_model(theta: Array, x: Array) -> tuple[Array, Array]:
@@ -115,7 +92,6 @@ def _kaplan_nd_model(theta: Array, x: Array) -> tuple[Array, Array]:
 
 KAPLAN_ND = Law(
     name="kaplan_nd",
-    title="Kaplan L(N, D)",
     formula="L(N, D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D",
     paper="Kaplan et al. 2020, arXiv:2001.08361, equation 1.5",
     variables=("N", "D"),

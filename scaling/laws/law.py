@@ -35,7 +35,6 @@ class Law:
     """
 
     name: str
-    title: str
     formula: str
     paper: str
     variables: tuple[str, ...]

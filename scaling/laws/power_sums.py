@@ -42,14 +42,11 @@ def additive_decode(theta: Array, centre: Array) -> Array:
 
 def additive_starts(x: Array, y: Array) -> Array:
     """72 starts for two terms: E as a share of the least loss, both exponents, and who carries the remainder."""
-    terms, middle = len(x), float(np.median(y))
-    exponents = ((0.1, 0.3, 0.6),) * terms
-    shares = ((0.3, 0.7),) if terms == 2 else ((1.0,),)
-    grid = combinations((0.1, 0.4, 0.7, 0.9), *exponents, *shares)
-    E, alphas, share = grid[:, 0] * y.min(), grid[:, 1 : 1 + terms], grid[:, -1]
-    first = np.log(share * (middle - E))
-    amplitudes = [first] if terms == 1 else [first, np.log((1 - share) * (middle - E))]
-    return np.column_stack([E, *amplitudes, alphas])
+    exponents = (0.1, 0.3, 0.6)
+    grid = combinations((0.1, 0.4, 0.7, 0.9), exponents, exponents, (0.3, 0.7))
+    E, alphas, share = grid[:, 0] * y.min(), grid[:, 1:3], grid[:, 3]
+    rest = float(np.median(y)) - E
+    return np.column_stack([E, np.log(share * rest), np.log((1 - share) * rest), alphas])
 
 
 def log_sum(p: Array, q: Array) -> tuple[Array, Array]:

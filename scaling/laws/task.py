@@ -24,14 +24,11 @@ def _sigmoid_starts(x: Array, y: Array) -> Array:
     low, span = float(y.min()), max(float(np.ptp(y)), 1e-3)
     grid = combinations((1.0, 2.0), (1.0, 3.0, 10.0), (-1.0, 0.0, 1.0))
     width = max(float(np.ptp(x[0])), 1e-3)
-    return np.column_stack(
-        [grid[:, 0] * span, grid[:, 1] / width, grid[:, 2] * width / 2, np.full(len(grid), low)],
-    )
+    return np.column_stack([grid[:, 0] * span, grid[:, 1] / width, grid[:, 2] * width / 2, np.full(len(grid), low)])
 
 
 TASK_SIGMOID = Law(
     name="task_sigmoid",
-    title="Task score from loss",
     formula="score(L) = b + a/(1 + exp(k (L − L_0)))",
     paper="Bhagia et al. 2024, Establishing Task Scaling Laws via Compute-Efficient Model Ladders, "
     "arXiv:2412.04403, the second step (k there has the other sign)",

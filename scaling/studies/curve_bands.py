@@ -33,8 +33,8 @@ def stages() -> Array:
     return np.geomspace(FIRST, 1.0, POINTS)
 
 
-def course(progress: Array, loss: Array, at: Array, window: float = WINDOW) -> Array:
-    """Geometric mean of ``loss`` over ((1 - window) x, x] for each x of ``at``; NaN outside what was logged.
+def course(progress: Array, loss: Array, at: Array) -> Array:
+    """Geometric mean of ``loss`` over ((1 - WINDOW) x, x] for each x of ``at``; NaN outside what was logged.
 
     Each logged loss stands for the steps since the one before it. ``progress`` (n,) rises; losses that are not
     positive numbers are passed over.
@@ -42,7 +42,7 @@ def course(progress: Array, loss: Array, at: Array, window: float = WINDOW) -> A
     keep = np.isfinite(loss) & (loss > 0)
     progress = np.concatenate([[0.0], progress[keep]])
     integral = np.concatenate([[0.0], np.cumsum(np.diff(progress) * np.log(loss[keep]))])
-    means = (np.interp(at, progress, integral) - np.interp(at * (1 - window), progress, integral)) / (window * at)
+    means = (np.interp(at, progress, integral) - np.interp(at * (1 - WINDOW), progress, integral)) / (WINDOW * at)
     return np.where(at <= progress[-1] * (1 + 1e-9), np.exp(means), np.nan)
 
 

@@ -9,8 +9,9 @@ paper, by a law in size for each mixture, here L(N) = E_r + A_r / N^α with one 
 law is fitted to what those predict. All losses are in nats per token.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +39,7 @@ class Mixtures:
 
     def select(self, keep: NDArray[np.bool_]) -> "Mixtures":
         """The runs where ``keep`` (n,) is true."""
-        runs = tuple(run for run, kept in zip(self.runs, keep, strict=True) if kept)
+        runs = tuple(itertools.compress(self.runs, keep))
         return Mixtures(self.names, runs, self.N[keep], self.shares[keep], self.losses[keep])
 
 
@@ -71,9 +72,6 @@ def read_mixtures(directory: Path) -> Mixtures:
     )
 
 
-# --- The law -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class MixingLaw:
     """L(r) = c + exp(t · r) of one text; ``t`` (K,)."""
@@ -91,16 +89,12 @@ def fit_mixing(shares: Array, losses: Array) -> MixingLaw:
 
     Raises MixingError for fewer different mixtures than coefficients.
     """
-    coefficients = shares.shape[1] + 1
-    if len(np.unique(shares, axis=0)) < coefficients:
-        raise MixingError(
-            f"{coefficients} coefficients need as many different mixtures; there are {len(np.unique(shares, axis=0))}"
-        )
+    coefficients, mixtures = shares.shape[1] + 1, len(np.unique(shares, axis=0))
+    if mixtures < coefficients:
+        raise MixingError(f"{coefficients} coefficients need as many different mixtures; there are {mixtures}")
     least = float(losses.min())
-    starts = []
-    for c in least * np.concatenate([[0.0, 0.5], 1 - np.geomspace(0.3, 1e-3, 12)]):
-        t = np.linalg.lstsq(shares, np.log(losses - c), rcond=None)[0]
-        starts.append(np.concatenate([[c], t]))
+    floors = least * np.concatenate([[0.0, 0.5], 1 - np.geomspace(0.3, 1e-3, 12)])
+    starts = [np.append(c, np.linalg.lstsq(shares, np.log(losses - c), rcond=None)[0]) for c in floors]
 
     def residuals(theta: Array) -> Array:
         return np.asarray(theta[0] + np.exp(shares @ theta[1:]) - losses)
@@ -147,9 +141,6 @@ def fit_sizes(N: Array, shares: Array, losses: Array) -> SizeLaw:
     alpha = float(minimize_scalar(lambda a: solve(a)[1], bounds=near, method="bounded").x)
     solution, _ = solve(alpha)
     return SizeLaw(mixtures, solution[: len(mixtures)], solution[len(mixtures) :] * N.min() ** alpha, alpha)
-
-
-# --- The best mixture ----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -208,11 +199,8 @@ def bootstrap(runs: Mixtures, N: float, target: Array, draws: int = DRAWS, seed:
         fitted[:, i] = law.E[which] + law.A[which] * runs.N**-law.alpha
         spent = 2 * len(law.mixtures) + 1
         residuals[:, i] = (column - fitted[:, i]) * np.sqrt(len(column) / max(1, len(column) - spent))
-    found = []
-    for _ in range(draws):
-        losses = fitted + residuals[random.integers(len(residuals), size=len(residuals))]
-        found.append(forecast(Mixtures(runs.names, runs.runs, runs.N, runs.shares, losses), N, target))
-    return found
+    picks = (random.integers(len(residuals), size=len(residuals)) for _ in range(draws))
+    return [forecast(replace(runs, losses=fitted + residuals[pick]), N, target) for pick in picks]
 
 
 def target_of(names: Sequence[str], weights: Mapping[str, float]) -> Array:

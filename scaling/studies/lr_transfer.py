@@ -84,9 +84,8 @@ def read_scans(runs_dir: Path, size: str = "d_model") -> list[Scan]:
         raise TableError(f"{runs_dir}: the runs differ in tokens, corpus or {rest} too; a transfer varies {size} alone")
     scans = []
     for (parametrization, value), found in sorted(losses.items(), key=lambda item: (_ORDER.index(item[0][0]), item[0])):
-        rates = sorted(found)
-        means = np.array([np.mean(found[rate]) for rate in rates])
-        scans.append(Scan(parametrization, value, np.array(rates), means))
+        rates, means = np.array([(rate, np.mean(seeds)) for rate, seeds in sorted(found.items())]).T
+        scans.append(Scan(parametrization, value, rates, means))
     return scans
 
 
@@ -99,14 +98,7 @@ def transfers(scans: list[Scan]) -> list[Transfer]:
         if small is large:
             raise TableError(f"{name}: one size alone; a transfer needs two")
         kept = large.loss[large.lr == small.lr[small.best]]
-        found.append(
-            Transfer(
-                name,
-                small,
-                large,
-                float(np.log2(large.lr[large.best] / small.lr[small.best])),
-                float(np.log2(large.optimum / small.optimum)),
-                float(kept[0] - large.loss[large.best]) if len(kept) else None,
-            )
-        )
+        doublings = float(np.log2(large.lr[large.best] / small.lr[small.best]))
+        penalty = float(kept[0] - large.loss[large.best]) if len(kept) else None
+        found.append(Transfer(name, small, large, doublings, float(np.log2(large.optimum / small.optimum)), penalty))
     return found

@@ -26,7 +26,6 @@ from scaling.errors import CurveError
 from scaling.laws import Array
 from scaling.tables.curves import column
 
-PARAMETERS = ("L0", "A", "alpha", "B", "C", "beta", "gamma")
 UNITS = {
     "L0": "nats per token, the floor at this size",
     "A": "nats per token at S = 1",
@@ -36,6 +35,7 @@ UNITS = {
     "beta": "exponent of the return on a decay",
     "gamma": "how much sooner a decay to a lower rate pays",
 }
+PARAMETERS = tuple(UNITS)
 POINTS = 150  # of each curve that are fitted
 THINNED, FINALISTS = 40, 4
 DELTA = 1e-3  # of the log-Huber loss, as for the other laws
@@ -112,9 +112,6 @@ def read_curve(path: Path) -> LossCurve:
     if missing:
         raise CurveError(f"{source}: no column {' and '.join(missing)}; step, lr and loss are needed")
     return make_curve(path.stem if path.suffix == ".csv" else source.parent.name, *found.values())
-
-
-# --- The law ----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -251,22 +248,14 @@ def fit_curves(curves: Sequence[LossCurve]) -> CurveLaw:
     followed = sorted((_solve(thin, start, 60) for start in starts), key=lambda r: r.cost)
     solutions = [_solve(work, r.x, 400) for r in followed[:FINALISTS]]
     best = min(solutions, key=lambda r: r.cost)
-    agreeing = sum(r.cost <= best.cost * 1.001 for r in solutions)
-    return CurveLaw(
-        _published(best.x, peak, total),
-        float(best.cost),
-        len(starts),
-        FINALISTS,
-        int(agreeing),
-        tuple(c.name for c in curves),
-        tuple(k for k, hit in zip(PARAMETERS, _at_bound(best.x), strict=True) if hit),
-    )
-
-
-def _at_bound(theta: Array) -> Array:
-    """Which coordinates lie within a hundredth of the limits of their range."""
+    agreeing = int(sum(r.cost <= best.cost * 1.001 for r in solutions))
+    # At its bound is what lies within a hundredth of the limits of its range.
     room = 0.01 * np.where(np.isfinite(_UPPER), _UPPER - _LOWER, 1.0)
-    return np.asarray((theta < _LOWER + room) | (theta > _UPPER - room))
+    at_bound = (best.x < _LOWER + room) | (best.x > _UPPER - room)
+    boundary = tuple(k for k, hit in zip(PARAMETERS, at_bound, strict=True) if hit)
+    names = tuple(c.name for c in curves)
+    params = _published(best.x, peak, total)
+    return CurveLaw(params, float(best.cost), len(starts), FINALISTS, agreeing, names, boundary)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from configs.metrics_rows import METRICS, read_rows
-from configs.run_record import RECORD, RecordError, RunRecord, read_record
+from configs.run_record import RECORD, RecordError, read_record
 from scaling.laws import Array
 
 BINS = 60  # points of a training curve
@@ -38,20 +39,15 @@ def read_curves(runs_dir: Path) -> list[Curve]:
         rows = read_rows(path, by="tokens")
         if len(rows) < 2:
             continue
-        record = _record(path.parent / RECORD)
+        record = None
+        with suppress(OSError, RecordError):
+            record = read_record(path.parent / RECORD)
         keys = ("tokens", "flops", "loss", "loss_mean", "val_loss", "step", "lr")
         columns = {k: column(rows, k) for k in keys}
         columns["loss_mean"] = np.where(np.isnan(columns["loss_mean"]), columns["loss"], columns["loss_mean"])
         N = None if record is None or not 0 < record.size.N < math.inf else record.size.N
         curves.append(Curve(path.parent.name, N, record is not None and record.identity.complete, **columns))
     return curves
-
-
-def _record(path: Path) -> RunRecord | None:
-    try:
-        return read_record(path)
-    except (OSError, RecordError):
-        return None
 
 
 def column(rows: Sequence[Mapping[str, object]], name: str) -> Array:

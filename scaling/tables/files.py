@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from scaling.errors import TableError
 from scaling.tables.cells import OPTIONAL, REQUIRED, cell_problem, first_line, unfit_reason
-from scaling.tables.table import Excluded, Table, has_stderr, make_table, unit_of_loss
+from scaling.tables.table import Excluded, Table, columns_of, has_stderr, unit_of_loss
 
 _UNITS = "N is in parameters, D in tokens, loss in nats per token"
 
@@ -37,10 +37,10 @@ def read_file(path: Path, rename: Mapping[str, str]) -> Table:
         if records and not any(column in record for record in records):
             raise TableError(f"{path}: there is no column {column!r} to read {name} from")
         records = [{**record, name: record.get(column)} for record in records]
-    return replace(_check(path, records, hashlib.sha256(content).hexdigest()), loss_unit=unit_of_loss(rename))
+    return _check(path, records, hashlib.sha256(content).hexdigest(), unit_of_loss(rename))
 
 
-def _check(path: Path, records: list[dict[str, Any]], sha256: str) -> Table:
+def _check(path: Path, records: list[dict[str, Any]], sha256: str, unit: str) -> Table:
     if not records:
         raise TableError(f"{path}: the table has no rows")
     missing = [c for c in REQUIRED if not any(c in r for r in records)]
@@ -63,7 +63,8 @@ def _check(path: Path, records: list[dict[str, Any]], sha256: str) -> Table:
         raise TableError(f"{path}: every row is marked incomplete or tainted, so there is nothing to fit")
     runs = [_run_name(record.get("run"), f"row {number}") for record, number in zip(kept, rows, strict=True)]
     clusters = [_run_name(record.get("cluster"), run) for record, run in zip(kept, runs, strict=True)]
-    return make_table(names, kept, runs, clusters, rows, excluded, sha256, str(path))
+    columns, numbers = columns_of(kept, names), np.array(rows, dtype=np.int64)
+    return Table(columns, runs, numbers, excluded, sha256, str(path), loss_unit=unit, cluster=clusters).redefine()
 
 
 def _missing_columns(missing: list[str], have: list[str]) -> str:

@@ -2,30 +2,19 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from configs.run_record import RECORD, RecordError, RunRecord, parse_record, read_record
 from scaling.errors import TableError
 from scaling.tables.cells import OPTIONAL, REQUIRED, cell_problem, first_line, unfit_reason
-from scaling.tables.table import NATS, Excluded, Table, has_stderr, make_table, unit_of_loss
+from scaling.tables.table import NATS, Excluded, Table, columns_of, has_stderr, unit_of_loss
 
 # Field of a training record -> column. `flops` is exact: attention and head included, embedding look-up not.
-RECORD_FIELDS = {
-    "N": "N",
-    "D": "D",
-    "val_loss": "loss",
-    "flops": "C",
-    "steps": "S",
-    "unique_tokens": "U",
-    "val_loss_stderr": "stderr",
-    "N_non_embedding": "N_non_embedding",
-    "N_head": "N_head",
-    "seed": "seed",
-    "lr": "lr",
-    "entropy_rate": "entropy_rate",
-}
+RECORD_FIELDS = {"val_loss": "loss", "flops": "C", "steps": "S", "unique_tokens": "U", "val_loss_stderr": "stderr"}
+RECORD_FIELDS |= {k: k for k in ("N", "D", "N_non_embedding", "N_head", "seed", "lr", "entropy_rate")}
 
 
 def read_records(directory: Path) -> dict[Path, RunRecord]:
@@ -88,7 +77,6 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
     # A field that only some trainers write is usable only if every run has it.
     optional = [c for c in OPTIONAL if all(cell_problem(c, r.get(c)) is None for r in kept)]
     clusters = [_root(run, trunks) for run in runs]
-    table = make_table([*REQUIRED, *optional], kept, runs, clusters, rows, excluded, digest.hexdigest(), str(directory))
     unit = unit_of_loss(rename)
     tokenizers.discard(None)
     if len(tokenizers) > 1 and unit == NATS:
@@ -96,7 +84,11 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
             f"{directory}: the runs have {len(tokenizers)} tokenizers, and neither {NATS} nor tokens of different ones "
             "compare; fit bits per byte over bytes with --column loss=bits_per_byte --column D=training_bytes"
         )
-    return replace(table, loss_unit=unit)
+    columns, numbers = columns_of(kept, [*REQUIRED, *optional]), np.array(rows, dtype=np.int64)
+    table = Table(
+        columns, runs, numbers, excluded, digest.hexdigest(), str(directory), loss_unit=unit, cluster=clusters
+    )
+    return table.redefine()
 
 
 def _root(run: str, trunks: Mapping[str, str]) -> str:

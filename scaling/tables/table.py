@@ -14,7 +14,13 @@ from scaling.tables.cells import as_number
 from scaling.tables.compute import C_DEFINITIONS, SIX_ND, Compute, Definition
 
 NDefinition = Literal["total", "non-embedding", "with-head"]
-N_DEFINITIONS: tuple[NDefinition, ...] = ("total", "non-embedding", "with-head")
+# Which parameters N counts, and the columns that it is the sum of.
+N_COLUMNS: dict[NDefinition, tuple[str, ...]] = {
+    "total": (),
+    "non-embedding": ("N_non_embedding",),
+    "with-head": ("N_non_embedding", "N_head"),
+}
+N_DEFINITIONS = tuple(N_COLUMNS)
 NATS, BITS = "nats per token", "bits per byte"
 
 
@@ -87,7 +93,7 @@ class Table:
             raise TableError(f"C definition {c!r} is not one of {', '.join(C_DEFINITIONS)}")
         columns = dict(self.columns)
         total = columns.setdefault("N_total", columns["N"])
-        needed = {"total": (), "non-embedding": ("N_non_embedding",), "with-head": ("N_non_embedding", "N_head")}[n]
+        needed = N_COLUMNS[n]
         missing = [name for name in needed if name not in columns]
         if missing:
             raise TableError(f"{self.source}: N as {n} needs the column {' and '.join(missing)}, which is not there")
@@ -116,20 +122,9 @@ def frontier(table: Table, variable: str) -> NDArray[np.bool_]:
     return keep
 
 
-def make_table(
-    names: Iterable[str],
-    records: list[dict[str, Any]],
-    runs: list[str],
-    clusters: list[str],
-    rows: list[int],
-    excluded: list[Excluded],
-    sha256: str,
-    source: str,
-) -> Table:
-    """A table of checked ``records``, one a row, with their columns ``names``; for the rest see Table."""
-    columns = {name: np.array([as_number(r[name]) for r in records], dtype=float) for name in names}
-    table = Table(columns, runs, np.array(rows, dtype=np.int64), excluded, sha256, source, cluster=clusters)
-    return table.redefine()
+def columns_of(records: list[dict[str, Any]], names: Iterable[str]) -> dict[str, Array]:
+    """The columns ``names`` of checked ``records``, one a row."""
+    return {name: np.array([as_number(r[name]) for r in records], dtype=float) for name in names}
 
 
 def has_stderr(rename: Mapping[str, str]) -> bool:

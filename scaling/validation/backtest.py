@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def held_out(table: Table, holdout: str = HOLDOUT) -> NDArray[np.bool_]:
 def backtest(
     law: Law,
     table: Table,
-    holdout: str = HOLDOUT,
+    holdout: str | NDArray[np.bool_] = HOLDOUT,
     loss: Loss | None = None,
     fixed: Mapping[str, float] | None = None,
     draws: int = DRAWS,
@@ -69,43 +70,38 @@ def backtest(
     clustered: bool = True,
     seed: int = 0,
 ) -> Backtest:
-    """Fit without the rows of ``holdout``, predict them, score them. Raises FitError where too little is left."""
-    out = held_out(table, holdout)
+    """Fit without the rows of ``holdout``, predict them, score them. Raises FitError where too little is left.
+
+    ``holdout`` is a specification, see ``held_out``, or says of each row (n,) whether it is held out.
+    """
+    name, out = (holdout, held_out(table, holdout)) if isinstance(holdout, str) else ("rows", holdout)
     kept = table.select(~out)
     fitted = fit(law, kept, loss, fixed, seed=seed)
     boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
-    return Backtest(holdout, fitted, score(fitted, boot.params, table.select(out), level, seed))
+    return Backtest(name, fitted, score(fitted, boot.params, table.select(out), level, seed))
 
 
 def expanding_windows(
-    law: Law,
-    table: Table,
-    loss: Loss | None = None,
-    fixed: Mapping[str, float] | None = None,
-    draws: int = 500,
-    level: float = LEVEL,
-    method: str = METHODS[0],
-    clustered: bool = True,
-    seed: int = 0,
+    law: Law, table: Table, loss: Loss | None = None, fixed: Mapping[str, float] | None = None, **settings: Any
 ) -> list[BacktestWindow]:
-    """Fit ever more compute and predict all that lies above; windows that cannot identify the law are passed over."""
+    """Fit ever more compute and predict all that lies above; windows that cannot identify the law are passed over.
+
+    ``settings`` are those of ``backtest``.
+    """
     windows = []
     for out in compute_folds(table):
-        kept, unseen = table.select(~out), table.select(out)
         try:
-            fitted = fit(law, kept, loss, fixed, seed=seed)
+            scored = backtest(law, table, out, loss, fixed, **settings).scored
         except FitError:
             continue
-        boot = bootstrap(fitted, kept.cluster, method, clustered, draws, seed)
-        scored = score(fitted, boot.params, unseen, level, seed)
-        errors = np.array([s.error for s in scored])
-        largest = float(kept.columns["C"].max())
+        C, errors = table.columns["C"], np.array([s.error for s in scored])
+        largest = float(C[~out].max())
         windows.append(
             BacktestWindow(
                 largest_compute=largest,
-                rows=len(kept),
-                held_out=len(unseen),
-                reach=float(unseen.columns["C"].max()) / largest,
+                rows=int((~out).sum()),
+                held_out=len(scored),
+                reach=float(C[out].max()) / largest,
                 rms_error=float(np.sqrt((errors**2).mean())),
                 bias=float(errors.mean()),
                 covered=sum(s.covered for s in scored),
@@ -123,20 +119,9 @@ def score(
     predicted = fitted.predict(inputs)
     log = fitted.problem.loss.scale == "log"
     outcomes = predictive_draws(fitted.law, draws, inputs, fitted.residuals, fitted.problem.free, log, seed)
-    ends = np.array([interval(column, level) for column in outcomes.T])
-    measured = table.columns[fitted.law.response]
-    return [
-        HeldOutPrediction(
-            row=int(table.rows[i]),
-            run=table.run[i],
-            N=float(table.columns["N"][i]),
-            D=float(table.columns["D"][i]),
-            loss=float(measured[i]),
-            predicted=float(predicted[i]),
-            low=float(ends[i, 0]),
-            high=float(ends[i, 1]),
-            error=float(predicted[i] / measured[i] - 1),
-            covered=bool(ends[i, 0] <= measured[i] <= ends[i, 1]),
-        )
-        for i in range(len(table))
-    ]
+    low, high = np.array([interval(column, level) for column in outcomes.T]).T
+    N, D, measured = (table.columns[k] for k in ("N", "D", fitted.law.response))
+    covered, error = (low <= measured) & (measured <= high), predicted / measured - 1
+    values = {"N": N, "D": D, "loss": measured, "predicted": predicted, "low": low, "high": high, "error": error}
+    columns = {k: v.tolist() for k, v in (values | {"row": table.rows, "covered": covered}).items()}
+    return [HeldOutPrediction(run=run, **{k: v[i] for k, v in columns.items()}) for i, run in enumerate(table.run)]

@@ -88,10 +88,10 @@ def coverage(
     exact = law.evaluate(truth, design.columns)
     there = {k: np.array([v]) for k, v in point.items()}
     target = float(law.evaluate(truth, there)[0])
-    names = [*(model.parameters if model is law else ()), "mean", "new"]
-    hits: dict[str, list[bool]] = {k: [] for k in names}
-    widths: dict[str, list[float]] = {k: [] for k in names}
-    errors, failed = [], 0
+    counted = model.parameters if model is law else ()
+    names = (*counted, "mean", "new")
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    hits, widths, errors, failed = [], [], [], 0
     for study in range(studies):
         columns = {**design.columns, "loss": exact * np.exp(_noise(design, cluster, rng))}
         rows = np.arange(1, len(exact) + 1)
@@ -107,18 +107,11 @@ def coverage(
         mean = model.evaluate({k: v[:, None] for k, v in boot.params.items()}, there)[:, 0]
         log = loss.scale == "log"
         new = predictive_draws(model, boot.params, there, fitted.residuals, problem.free, log, seed + study)[:, 0]
-        samples = {**{k: boot.params[k] for k in names[:-2]}, "mean": mean, "new": new}
-        true = {**{k: truth[k] for k in names[:-2]}, "mean": target, "new": measured}
-        for k in names:
-            low, high = np.quantile(samples[k], [(1 - level) / 2, (1 + level) / 2])
-            hits[k].append(bool(low <= true[k] <= high))
-            widths[k].append(float(high - low))
+        low, high = np.quantile([*(boot.params[k] for k in counted), mean, new], tails, axis=1)
+        true = np.array([*(truth[k] for k in counted), target, measured])
+        hits.append((low <= true) & (true <= high))
+        widths.append(high - low)
         errors.append(float(fitted.predict(there)[0]) / target - 1)
-    return Coverage(
-        design=design.name,
-        studies=studies,
-        failed=failed,
-        covered={k: float(np.mean(v)) for k, v in hits.items()},
-        width={k: float(np.median(v)) for k, v in widths.items()},
-        bias=float(np.mean(errors)),
-    )
+    covered = dict(zip(names, np.mean(hits, axis=0).tolist(), strict=True))
+    width = dict(zip(names, np.median(widths, axis=0).tolist(), strict=True))
+    return Coverage(design.name, studies, failed, covered, width, float(np.mean(errors)))

@@ -66,8 +66,8 @@ def high_sizes(fit: Fit, table: Table) -> list[float]:
     sizes = np.unique(N)
     if len(sizes) < _SIZES:
         return []
-    means = np.array([fit.residuals[size == N].mean() for size in sizes])
-    spread = 1.4826 * np.median(np.abs(means - np.median(means)))
     rows = [fit.residuals[size == N] for size in sizes]
-    far = (means - np.median(means)) > _STICKS_OUT * spread
+    means = np.array([r.mean() for r in rows])
+    away = means - np.median(means)
+    far = away > _STICKS_OUT * 1.4826 * np.median(np.abs(away))
     return [float(n) for n, out, r in zip(sizes, far, rows, strict=True) if out and len(r) > 1 and (r > 0).all()]

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from scaling.errors import FitError, TableError
+from scaling.errors import FitError
 from scaling.fit.estimate import fit, loss_named
 from scaling.forecast.law_sections import Sensitivity, Variation
 from scaling.laws import Array, Law
 from scaling.tables.compute import C_DEFINITIONS, Definition
-from scaling.tables.table import N_DEFINITIONS, NDefinition, Table
+from scaling.tables.table import N_COLUMNS, NDefinition, Table
 
 OBJECTIVES = (
     ("log-huber", 1e-4),
@@ -82,24 +82,16 @@ def _label(name: str, delta: float | None) -> str:
 
 def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     """Choices of every axis as label -> value, and the axes that cannot move."""
-    unmoved: dict[str, str] = {}
-    worst = np.argsort(np.abs(residuals))[-max(1, round(0.05 * len(residuals))) :]
     trimmed = np.ones(len(table), dtype=bool)
-    trimmed[worst] = False
-    if "N" in law.variables:
-        counts: dict[str, NDefinition] = {n: n for n in N_DEFINITIONS if _can(table, n, table.c_definition)}
-    else:
-        counts = {table.n_definition: table.n_definition}
-        unmoved["N definition"] = f"the law {law.name} does not read N"
-    if "C" in law.variables:
-        compute: dict[str, Definition] = {c: c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns}
-    else:
-        compute = {table.c_definition: table.c_definition}
-        unmoved["C definition"] = f"the law {law.name} does not read C"
-    if len(counts) == 1 and "N definition" not in unmoved:
-        unmoved["N definition"] = "the table has one count of parameters"
-    if len(compute) == 1 and "C definition" not in unmoved:
-        unmoved["C definition"] = "the table has no exact C"
+    trimmed[np.argsort(np.abs(residuals))[-max(1, round(0.05 * len(residuals))) :]] = False
+    counts = [n for n, needed in N_COLUMNS.items() if table.columns.keys() >= set(needed)]
+    computes = [c for c in C_DEFINITIONS if c == "6nd" or "C_exact" in table.columns]
+    unmoved = {f"{k} definition": f"the law {law.name} does not read {k}" for k in "NC" if k not in law.variables}
+    if len(counts) == 1:
+        unmoved.setdefault("N definition", "the table has one count of parameters")
+    if len(computes) == 1:
+        unmoved.setdefault("C definition", "the table has no exact C")
+    moved_n, moved_c = counts if "N" in law.variables else [], computes if "C" in law.variables else []
     sizes = np.unique(table.columns["N"])
     least = {"all": 0.0}
     for q in (0.15, 0.3):
@@ -109,18 +101,10 @@ def _axes(law: Law, table: Table, residuals: Array) -> tuple[dict[str, dict[str,
     return {
         "objective": {_label(*choice): choice for choice in OBJECTIVES},
         "outliers": dict(zip(OUTLIERS, (np.ones(len(table), dtype=bool), trimmed), strict=True)),
-        "N definition": {table.n_definition: table.n_definition, **counts},
-        "C definition": {table.c_definition: table.c_definition, **compute},
+        "N definition": {n: n for n in (table.n_definition, *moved_n)},
+        "C definition": {c: c for c in (table.c_definition, *moved_c)},
         "smallest size": least,
     }, unmoved
-
-
-def _can(table: Table, n: NDefinition, c: Definition) -> bool:
-    try:
-        table.redefine(n, c)
-    except TableError:
-        return False
-    return True
 
 
 def _carried(table: Table, point: Mapping[str, float], n: NDefinition, c: Definition) -> dict[str, float]:

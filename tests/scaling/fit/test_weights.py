@@ -20,11 +20,11 @@ def test_weights_are_inverse_variances_of_seeds_and_evaluation():
     sigma, cells = replicate_sigma(points)
     assert sigma == pytest.approx(0.01, rel=0.4)
     assert cells == 20
-    noise = noise_weights(points)
+    weights = noise_weights(points)
     variance = sigma**2 + (points.columns["stderr"] / loss) ** 2
-    np.testing.assert_allclose(noise.weights * variance, (noise.weights * variance)[0], rtol=1e-12)
-    assert noise.weights.mean() == pytest.approx(1.0)
-    assert noise.weights[0] > noise.weights[-1]  # the noisy half counts less, not more
+    np.testing.assert_allclose(weights * variance, (weights * variance)[0], rtol=1e-12)
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights[0] > weights[-1]  # the noisy half counts less, not more
     assert "weight" in weights_for(points, "noise").columns
     assert "weight" not in weights_for(weights_for(points, "noise"), "none").columns
     with pytest.raises(FitError, match="replicates"):
