@@ -1,6 +1,7 @@
 """What a training run is. One YAML file, read into one `RunConfig`, decides everything about a run."""
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -399,11 +400,7 @@ class RunConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
-        if not is_safe_name(self.name):
-            yield (
-                "name",
-                f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
-            )
+        yield from name_problems(self.name)
         if not 0 <= self.seed < 2**32:
             yield "seed", f"{self.seed} is not between 0 and 2^32 - 1, which random number generators take"
         yield from self.step_plan.problems()
@@ -429,9 +426,10 @@ class RunConfig:
             yield "branch.step", f"{self.first_step} is more than the {self.steps} steps of the run"
 
 
-def is_safe_name(name: str) -> bool:
-    """Return whether a run or sweep of this name can be a directory anywhere and a word in a page."""
-    return name[:1].isalpha() and len(name) <= 100 and all(c.isalnum() or c in "._-" for c in name) and name.isascii()
+def name_problems(name: str) -> Iterator[tuple[str, str]]:
+    """Yield (key, message) unless a run or sweep of this name can be a directory anywhere and a word in a page."""
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{,99}", name):
+        yield "name", f"'{name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter"
 
 
 def expand_run(tree: dict[str, Any]) -> dict[str, Any]:

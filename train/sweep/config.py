@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from configs.keys import flat_items, flatten, nest
 from configs.reader import Count, NonNegative, Positive, Whole, config
-from train.config import is_safe_name
+from train.config import name_problems
 from train.sweep.hparam_rules import LrRule, RulesConfig
 
 
@@ -90,11 +90,7 @@ class SweepConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every value that cannot work."""
-        if not is_safe_name(self.name):
-            yield (
-                "name",
-                f"'{self.name}' is not a safe name; use letters, digits, '.', '_', '-', starting with a letter",
-            )
+        yield from name_problems(self.name)
         if self.remote == "slurm" and self.hostfile is None:
             yield "remote", "slurm needs a hostfile with the machines of the allocation; docs/multinode.md shows how"
         if "slurm" in self.launcher_args:
