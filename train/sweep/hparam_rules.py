@@ -5,10 +5,11 @@ far from those it is a guess, and the plan says so. Under muP and CompleteP (`mo
 rate needs no such rule.
 """
 
+import difflib
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pydantic
 
@@ -88,15 +89,22 @@ class LrRule:
 class RulesConfig:
     """What follows from the size of each run, and by which rule. A key of an axis, a point or the command line wins."""
 
-    lr: Literal["deepseek", "step_law"] | None = None
+    lr: str | None = None
     """`optimizer.lr`: a rule of `LR`."""
-    batch: Literal["deepseek", "step_law"] | None = None
+    batch: str | None = None
     """`train.global_batch_size`, to the nearest multiple of the micro-batches of all devices: a rule of `BATCH`."""
-    warmup: Literal["porian", "untuned"] | None = None
+    warmup: str | None = None
     """`schedule.warmup_steps`, at most half of the run: a rule of `WARMUP`, or `untuned`, which is 2 / (1 - beta2)."""
     timescale: Positive | None = None
     """`optimizer.weight_decay` = 1 / (lr x steps x this): AdamW forgets over this fraction of a run, whatever its
     length, batch and learning rate (Wang & Aitchison 2024, arXiv 2405.13698)."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Yield (key, message) for every rule that is in no table: an entry there is all that a new one needs."""
+        for key, known in (("lr", [*LR]), ("batch", [*BATCH]), ("warmup", [*WARMUP, "untuned"])):
+            if (name := getattr(self, key)) is not None and name not in known:
+                near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+                yield key, f"\"{name}\" is not one of {', '.join(known)}; nearest is '{near}'"
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from configs.reader import ConfigError
 from train.launch.devices import find_devices
 from train.launch.plan import make_plan, plan_summary
 from train.sweep.expand import load_sweep
+from train.sweep.hparam_rules import LR, HparamRule
 from train.sweep.run import Sweep
 
 BASE = """
@@ -101,3 +102,9 @@ def test_mistakes(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         sweep(tmp_path, text)
     assert message in str(caught.value)
+
+
+def test_an_entry_of_a_table_is_all_that_a_new_rule_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LR, "flat", HparamRule("0.25", "nobody", lambda _: 0.25, {}))
+    (run,) = sweep(tmp_path, f"rules: {{lr: flat}}\npoints: [{ONE_BILLION}]").runs
+    assert run.config.optimizer.lr == 0.25
