@@ -47,9 +47,7 @@ class CurveBand:
 def read_band(path: Path) -> CurveBand:
     """Read a band.json.
 
-    Raises:
-        OSError: when there is none.
-        ConfigError: naming file and key of all that is missing or cannot be interpolated.
+    Raises OSError when there is none, and `ConfigError` naming all that is missing or cannot be interpolated.
     """
     try:
         content = json.loads(path.read_bytes())

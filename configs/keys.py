@@ -3,7 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from configs.reader import Tree, merge
+Tree = dict[str, Any]
+
+
+def merge(base: Tree, over: Mapping[str, Any]) -> Tree:
+    """Merge two trees: mappings key by key, everything else replaced by `over`."""
+    merged = dict(base)
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            value = merge(merged[key], value)
+        merged[key] = value
+    return merged
 
 
 def flat_items(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,6 @@ import dataclasses
 import difflib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -27,9 +26,10 @@ import pydantic
 import yaml
 
 from configs import renamed
+from configs.keys import Tree, dotted_keys, merge
+from data.files import nearest_file
 
 T = TypeVar("T")
-Tree = dict[str, Any]
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 """A whole number, at least 1."""
@@ -155,8 +155,7 @@ def dump_yaml(tree: Any) -> str:
 
 def as_tree(built: Any) -> Tree:
     """Return a configuration as the plain tree that its YAML file holds."""
-    tree: Tree = parse_yaml(dump_yaml(built))
-    return tree
+    return dict(parse_yaml(dump_yaml(built)))
 
 
 class _Dumper(yaml.SafeDumper):
@@ -168,23 +167,19 @@ class _Dumper(yaml.SafeDumper):
 # ------------------------------------------------------------------------------- files and overrides
 
 
-def read_tree(path: Path, tell: bool = True) -> tuple[Tree, dict[str, str]]:
-    """Read `path` and all that it extends; `tell` says on stderr which names in it are old.
+def read_tree(path: Path, tell: bool = True, seen: tuple[Path, ...] = ()) -> tuple[Tree, dict[str, str]]:
+    """Read `path`, which the files `seen` extend, and all that it extends itself.
 
-    Returns the merged tree, in today's names, and, for every dotted key, the file that set it last.
+    `tell` says on stderr which names in it are old. Returns the merged tree, in today's names, and, for every dotted
+    key, the file that set it last.
     """
-    return _read_chain(Path(path), (), tell)
-
-
-def _read_chain(path: Path, seen: tuple[Path, ...], tell: bool) -> tuple[Tree, dict[str, str]]:
     source = str(path)
     try:
         here = path.resolve()
         text = path.read_text(encoding="utf-8")
     except (OSError, RuntimeError, ValueError) as error:  # links in a circle, a name with a zero byte, not UTF-8
         reason = "no such file" if isinstance(error, FileNotFoundError) else str(error)
-        near = [] if path.is_dir() else difflib.get_close_matches(path.name, _siblings(path), n=1, cutoff=0.75)
-        hint = f"; nearest is '{path.parent / near[0]}'" if near else ""
+        hint = "" if path.is_dir() else nearest_file(path, cutoff=0.75)
         raise ConfigError([Problem(source, "", f"cannot be read: {reason}{hint}")]) from None
     if here in seen:
         raise ConfigError([Problem(str(seen[-1]), "extends", f"'{path}' leads back to itself")])
@@ -200,12 +195,10 @@ def _read_chain(path: Path, seen: tuple[Path, ...], tell: bool) -> tuple[Tree, d
     merged: Tree = {}
     origin: dict[str, str] = {}
     for parent in parents:
-        base, base_origin = _read_chain(path.parent / parent, (*seen, here), tell)
+        base, base_origin = read_tree(path.parent / parent, tell, (*seen, here))
         merged = merge(merged, base)
         origin |= base_origin
-    merged = merge(merged, tree)
-    origin |= dict.fromkeys(_dotted(tree), source)
-    return merged, origin
+    return merge(merged, tree), origin | dict.fromkeys(dotted_keys(tree), source)
 
 
 def _today(tree: Tree, source: str, tell: bool = True) -> Tree:
@@ -218,44 +211,18 @@ def _today(tree: Tree, source: str, tell: bool = True) -> Tree:
     return found.tree
 
 
-def _siblings(path: Path) -> list[str]:
-    try:
-        return os.listdir(path.parent)
-    except OSError:
-        return []
-
-
-def merge(base: Tree, over: Mapping[str, Any]) -> Tree:
-    """Merge two trees: mappings key by key, everything else replaced by `over`."""
-    merged = dict(base)
-    for key, value in over.items():
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            value = merge(merged[key], value)
-        merged[key] = value
-    return merged
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    for key, value in tree.items():
-        yield prefix + key
-        if isinstance(value, dict):
-            yield from _dotted(value, f"{prefix}{key}.")
-
-
 def parse_overrides(arguments: list[str]) -> Tree:
     """Turn `--a.b=c` arguments into a tree in today's names; `c` is read as YAML, so `[1, 2]` and `1e-4` work.
 
-    Raises:
-        ConfigError: for an argument of another form.
+    Raises `ConfigError` for an argument of another form.
     """
     tree: Tree = {}
     problems = []
     for argument in arguments:
         match = re.fullmatch(r"--([A-Za-z_][\w-]*(?:\.[A-Za-z_][\w-]*)*)=(.*)", argument, re.DOTALL)
         if match is None:
-            problems.append(
-                Problem("command line", argument, "is not understood; overrides look like --train.steps=100")
-            )
+            message = "is not understood; overrides look like --train.steps=100"
+            problems.append(Problem("command line", argument, message))
             continue
         try:
             node: Any = parse_yaml(match[2], f"command line: {argument}")
@@ -290,14 +257,12 @@ def load(
             tree before validation and may raise `ConfigError`.
         tell: say on stderr which names in the file are old.
 
-    Raises:
-        ConfigError: with every problem found.
+    Raises `ConfigError` with every problem found.
     """
     tree, origin = read_tree(Path(path), tell)
     given = parse_overrides(overrides or [])
-    tree = merge(tree, given)
-    origin |= dict.fromkeys(_dotted(given), "command line")
-    return build(cls, tree, str(path), origin, expand)
+    origin |= dict.fromkeys(dotted_keys(given), "command line")
+    return build(cls, merge(tree, given), str(path), origin, expand)
 
 
 def build(
@@ -363,6 +328,13 @@ _LIMITS = {
     "less_than_equal": ("at most", "le"),
 }
 """What pydantic calls a number out of its range: what it must be, and the name of the limit."""
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_from_float"), "a whole number"),
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
+    **dict.fromkeys(("dict_type", "dataclass_type"), "a mapping"),
+    **{"float_type": "a number", "string_type": "text", "bool_type": "true or false"},
+}
+"""What pydantic calls a value of another type: what it must be."""
 
 
 def _explain(cls: type, detail: Any) -> str:
@@ -384,19 +356,9 @@ def _explain(cls: type, detail: Any) -> str:
     if kind in _LIMITS:
         relation, limit = _LIMITS[kind]
         return f"{shown} must be {relation} {detail['ctx'][limit]:g}"
-    if kind == "missing_argument" or kind == "missing":
+    if kind in ("missing_argument", "missing"):
         return "is required and missing"
-    expected = {
-        "int_type": "a whole number",
-        "int_from_float": "a whole number",
-        "float_type": "a number",
-        "string_type": "text",
-        "bool_type": "true or false",
-        "list_type": "a list",
-        "tuple_type": "a list",
-        "dict_type": "a mapping",
-        "dataclass_type": "a mapping",
-    }.get(kind)
+    expected = _EXPECTED.get(kind)
     return f"{shown} is not {expected}" if expected else f"{shown}: {detail['msg']}"
 
 

@@ -175,7 +175,7 @@ class RunRecord:
 
     def flat(self) -> dict[str, Any]:
         """Return what stands in the file, by key."""
-        sections = (self.identity, self.size, self.tokens, self.compute, self.recipe, self.result, self.components)
+        sections = (getattr(self, name) for name in _KEYS)
         known = {key: value for section in sections if section is not None for key, value in vars(section).items()}
         return {"schema": SCHEMA, **known, **self.others}
 
@@ -184,29 +184,16 @@ class RunRecord:
         write_json(path, self.flat())
 
 
-_SECTIONS: dict[str, type[Any]] = {
-    "identity": RunIdentity,
-    "size": RunSize,
-    "tokens": RunTokens,
-    "compute": RunCompute,
-    "recipe": RunRecipe,
-    "result": RunResult,
-    "components": ComponentResults,
-}
 _KEYS = {
-    name: {key: NoneType in get_args(kind) for key, kind in get_type_hints(section).items()}
-    for name, section in _SECTIONS.items()
+    name: {key: NoneType in get_args(kind) for key, kind in get_type_hints((get_args(section) or [section])[0]).items()}
+    for name, section in get_type_hints(RunRecord).items()
+    if name != "others"
 }
 """Keys of each section, and whether a record may lack them."""
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read a record.json.
-
-    Raises:
-        OSError: when there is none.
-        RecordError: as `parse_record`.
-    """
+    """Read a record.json. Raises OSError when there is none, and as `parse_record`."""
     return parse_record(path.read_bytes(), str(path))
 
 
@@ -242,8 +229,7 @@ def parse_record(content: str | bytes, source: str) -> RunRecord:
 def complete_record(directory: Path) -> RunRecord | None:
     """Return the record of a run that is complete; None where there is none, or a damaged one.
 
-    Raises:
-        OtherVersionError: for a record that another version wrote, lest the run be trained over it.
+    Raises `OtherVersionError` for a record that another version wrote, lest the run be trained over it.
     """
     try:
         record = read_record(directory / RECORD)

@@ -3,6 +3,7 @@
 What is written is complete and on disk before it gets its name, by a rename that is made durable too.
 """
 
+import difflib
 import fcntl
 import hashlib
 import json
@@ -68,6 +69,16 @@ def replace_directory(partial: Path, final: Path) -> None:
     rename(partial, final)
 
 
+def nearest_file(path: Path, cutoff: float = 0.6) -> str:
+    """Return "; nearest is 'PATH'", of the file beside `path` whose name is most alike; "" where none is alike."""
+    try:
+        names = os.listdir(path.parent)
+    except OSError:
+        return ""
+    near = difflib.get_close_matches(path.name, names, n=1, cutoff=cutoff)
+    return f"; nearest is '{path.parent / near[0]}'" if near else ""
+
+
 def sha256(path: Path) -> str:
     """Return the checksum of a file's content."""
     with path.open("rb") as file:
@@ -82,8 +93,7 @@ def tree_hash(tree: Any) -> str:
 def require_writable(directory: Path) -> None:
     """Make sure that files can be made in `directory`, which need not exist yet; leaves no trace.
 
-    Raises:
-        PermissionError: with a sentence, when they cannot.
+    Raises PermissionError, with a sentence, when they cannot.
     """
     existing = next(path for path in (directory, *directory.resolve().parents) if path.exists())
     try:
@@ -106,8 +116,7 @@ def only_process(
         patience: seconds to wait for a process that is about to end.
         waiting: called once when there is somebody to wait for.
 
-    Raises:
-        BlockingIOError: when another process holds it; the message names `what`.
+    Raises BlockingIOError when another process holds it; the message names `what`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     begin, told = time.monotonic(), False

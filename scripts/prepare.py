@@ -15,11 +15,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from configs.cli import Parser, run_command
-from configs.reader import ConfigError, Problem, build, dump_yaml, merge, parse_overrides, read_tree
+from configs.keys import merge
+from configs.reader import ConfigError, Problem, build, dump_yaml, parse_overrides, read_tree
 from data.config import DataConfig
 from data.corpus.contamination import warning
+from data.corpus.shards import Manifest
 from data.corpus.tokenizer import expand_data
-from data.loading.batches import Manifest
 from data.loading.mixture import open_mixture
 from train.sweep.expand import load_sweep
 

@@ -184,12 +184,8 @@ def excess_of_speller(grammar: Grammar, known: NDArray[np.float64]) -> NDArray[n
     makes of a scaling exponent: .41 to .59 from 30 to 2,000 of 32,768 words of exponent 1.2, where an endless Zipf law
     r^-a would tend to a - 1.
 
-    Args:
-        grammar: of one level with one rule.
-        known: numbers of words, at most as many as there are; what lies between two whole ones is interpolated.
-
-    Raises:
-        ValueError: for a grammar that is no lexicon.
+    `known` are numbers of words, at most as many as there are; what lies between two whole ones is interpolated.
+    Raises ValueError for a grammar that is no lexicon, which has one level with one rule.
     """
     if len(grammar.rules) != 1 or len(grammar.rules[0].probability) != 1:
         raise ValueError("only the words of a lexicon (one level, one rule) can be known one by one")

@@ -56,10 +56,7 @@ def prepare(config: DataConfig, progress: bool = True) -> Path:
 
     The directory's name is the source's name and a hash of everything that determines the tokens. Concurrent
     callers wait for the first; a caller that dies leaves nothing but a hidden directory, in which the next one
-    goes on after the last whole shard.
-
-    Raises:
-        DataError: when the text, the tokenizer or the directory cannot be used.
+    goes on after the last whole shard. Raises `DataError` when text, tokenizer or directory cannot be used.
     """
     assert not config.mixture  # data.mixture prepares each component
     for key, message in config.problems():
@@ -125,11 +122,7 @@ def _build(config: DataConfig, source: Source, directory: Path, progress: bool) 
         with Progress(f"preparing {directory.name}", source.max_bytes, progress) as shown:
             write = _write_language if config.source == "grammar" else _write_text
             manifest = write(config, source, partial, directory.name, shown)
-        for path in (
-            partial / _COURSE,
-            partial / _SEEN,
-            *partial.glob(".*"),
-        ):  # hidden: left by a crash
+        for path in (partial / _COURSE, partial / _SEEN, *partial.glob(".*")):  # hidden: left by a crash
             path.unlink(missing_ok=True)
         write_manifest(partial, manifest)
         replace_directory(partial, directory)
@@ -202,10 +195,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
 
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
     layout = (dtype, config.shard_tokens, tokenizer.token_bytes, tokenizer.end_of_text_id)
-    writers = {
-        split: SplitWriter(partial, split, *layout, state=course.writers.get(split))
-        for split in ("train", "validation")
-    }
+    writers = {s: SplitWriter(partial, s, *layout, state=course.writers.get(s)) for s in ("train", "validation")}
     written, whole_shards = tally.kept - len(head), writers["train"].complete_shards
     for batch in _batches(chain(head, stream)):
         low, high = _extremes(batch, config.seed)
@@ -232,6 +222,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
     training, held_out = (token_stream(partial, split, str(dtype)) for split in splits.values())
     bytes_per_token = splits["train"].bytes / splits["train"].tokens
     repeated = contamination(training, held_out, tokenizer.end_of_text_id, bytes_per_token)
+    dropped = {key: getattr(tally, key) for key in ("empty", "duplicate", "near_duplicate")}
     tokenizer_json = write_file(partial / TOKENIZER, tokenizer.to_json().encode())
     token_bytes = write_file(partial / TOKEN_BYTES, tokenizer.token_bytes.astype("<i4").tobytes())
     return Manifest(
@@ -250,12 +241,7 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
         files=(tokenizer_json, token_bytes),
         source={"kind": config.source, **source.identity, **source.details, "capped": tally.capped},
         documents_sha256=tally.sha256,
-        dropped={
-            "empty": tally.empty,
-            "duplicate": tally.duplicate,
-            "near_duplicate": tally.near_duplicate,
-            "left_out": course.left_out,
-        },
+        dropped=dropped | {"left_out": course.left_out},
         config=json.loads(json.dumps(dataclasses.asdict(config))),
         versions=_versions(),
         contamination=repeated,

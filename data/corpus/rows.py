@@ -3,17 +3,14 @@
 import difflib
 import re
 from collections.abc import Iterable, Iterator
+from itertools import count
 from typing import Any
 
 from data.config import DataError
 
 
 def load_rows(where: str, *args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, whose mistakes are told in a sentence that begins with `where`.
-
-    Raises:
-        DataError: when the library is missing, or cannot read what is there.
-    """
+    """`datasets.load_dataset`; raises `DataError`, whose sentence begins with `where`, for what it cannot read."""
     try:
         import datasets
     except ImportError:
@@ -27,16 +24,14 @@ def load_rows(where: str, *args: Any, **options: Any) -> Any:
 
 def text_column(rows: Iterable[dict[str, Any]], field: str, where: str) -> Iterator[str]:
     """Yield the text of every row; a row without a value yields an empty text."""
-    row_number = 0
     iterator = iter(rows)
-    while True:
+    for row_number in count(1):
         try:
             row = next(iterator)
         except StopIteration:
             return
         except Exception as error:
-            raise DataError(f"{where} cannot be read after row {row_number}: {reason_of(error)}") from error
-        row_number += 1
+            raise DataError(f"{where} cannot be read after row {row_number - 1}: {reason_of(error)}") from error
         if field not in row:
             near = difflib.get_close_matches(field, row, n=1, cutoff=0.3)
             hint = f"; nearest is '{near[0]}'" if near else ""
@@ -44,9 +39,7 @@ def text_column(rows: Iterable[dict[str, Any]], field: str, where: str) -> Itera
                 f"data.text_field: {where} has no field '{field}' in row {row_number}, "
                 f"only {', '.join(map(repr, row))}{hint}"
             )
-        text = row[field]
-        if text is None:
-            text = ""
+        text = "" if row[field] is None else row[field]
         if not isinstance(text, str):
             kind = type(text).__name__
             raise DataError(f"data.text_field: '{field}' in row {row_number} of {where} is {kind}, not text")

@@ -17,18 +17,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from configs.reader import ConfigError, build, config
 from data.config import DataError
-from data.files import sync, tree_hash, write_bytes, write_json
+from data.files import sha256, sync, tree_hash, write_bytes, write_json
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 TOKEN_BYTES = "token_bytes.bin"
+_COUNTED = ("tokens", "documents", "bytes")  # of a shard and of a split
 
 
 # ------------------------------------------------------------------------------------------ manifest
@@ -131,7 +132,7 @@ class Manifest:
         if self.tokenizer.vocab_size > np.iinfo(self.dtype).max + 1:
             yield "dtype", f"'{self.dtype}' cannot hold {self.tokenizer.vocab_size} tokens"
         for name, split in (("train", self.train), ("validation", self.validation)):
-            for key in ("tokens", "documents", "bytes"):
+            for key in _COUNTED:
                 if getattr(split, key) != sum(getattr(shard, key) for shard in split.shards):
                     yield f"{name}.{key}", "is not the sum over the shards"
             for shard in split.shards:
@@ -151,11 +152,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Read and check `manifest.json`.
-
-    Raises:
-        DataError: when it is missing, damaged or of another schema.
-    """
+    """Read and check `manifest.json`. Raises `DataError` when it is missing, damaged or of another schema."""
     path = directory / MANIFEST
     if not directory.is_dir():
         raise DataError(f"there is no prepared corpus at '{directory}'; make it with scripts/prepare.py")
@@ -205,33 +202,22 @@ class SplitWriter:
     ) -> None:
         self._directory, self._split, self._dtype = directory, split, dtype
         self._shard_tokens, self._token_bytes, self._end_of_text_id = shard_tokens, token_bytes, end_of_text_id
-        self._shards: list[Shard] = []
-        self._file: BinaryIO | None = None
-        if state is None:
-            self._open()
-        else:
-            self._reopen(state)
+        begin = state or {"shards": []}
+        self._shards = [Shard(**shard) for shard in begin["shards"]]
+        self._open(**{key: begin[key] for key in _COUNTED if key in begin})
 
     @property
     def complete_shards(self) -> int:
         """Shards that are full."""
         return len(self._shards)
 
-    def _open(self) -> None:
+    def _open(self, tokens: int = 0, documents: int = 0, bytes: int = 0) -> None:
+        """Begin the next shard, or go on with one that has so much; what was written later is cut off."""
+        self._tokens, self._documents, self._bytes = tokens, documents, bytes
         self._name = f"{self._split}-{len(self._shards):05d}.bin"
-        self._file = (self._directory / self._name).open("wb")
-        self._hash = hashlib.sha256()
-        self._tokens = self._documents = self._bytes = 0
-
-    def _reopen(self, state: dict[str, Any]) -> None:
-        """Go on where `state` was taken, in the same directory; what was written later is cut off."""
-        self._shards = [Shard(**shard) for shard in state["shards"]]
-        self._name = f"{self._split}-{len(self._shards):05d}.bin"
-        self._tokens, self._documents, self._bytes = state["tokens"], state["documents"], state["bytes"]
-        file = (self._directory / self._name).open("r+b")
-        file.truncate(self._tokens * self._dtype.itemsize)
-        self._hash = hashlib.sha256(file.read())
-        self._file = file
+        self._file = (self._directory / self._name).open("r+b" if tokens else "w+b")
+        self._file.truncate(tokens * self._dtype.itemsize)
+        self._hash = hashlib.sha256(self._file.read())
 
     def write(self, tokens: np.ndarray) -> None:
         """Append a 1-D array of token ids."""
@@ -241,7 +227,6 @@ class SplitWriter:
                 self._open()
             part, tokens = np.split(tokens, [self._shard_tokens - self._tokens])
             raw = part.astype(self._dtype).tobytes()
-            assert self._file is not None
             self._file.write(raw)
             self._hash.update(raw)
             self._tokens += len(part)
@@ -250,31 +235,23 @@ class SplitWriter:
             self._bytes += int(self._token_bytes[part].sum(dtype=np.int64))
 
     def _finish(self) -> None:
-        assert self._file is not None
         with self._file as file:
             sync(file)
-        self._shards.append(
-            Shard(
-                file=self._name,
-                size=self._tokens * self._dtype.itemsize,
-                sha256=self._hash.hexdigest(),
-                tokens=self._tokens,
-                documents=self._documents,
-                bytes=self._bytes,
-            )
-        )
+        size = self._tokens * self._dtype.itemsize
+        self._shards.append(Shard(file=self._name, size=size, sha256=self._hash.hexdigest(), **self._counts()))
+
+    def _counts(self) -> dict[str, int]:
+        return {"tokens": self._tokens, "documents": self._documents, "bytes": self._bytes}
 
     def state(self) -> dict[str, Any]:
         """Sync what has been written, and return what another writer needs to go on behind it."""
-        assert self._file is not None
         sync(self._file)
-        counts = {"tokens": self._tokens, "documents": self._documents, "bytes": self._bytes}
-        return {"shards": [asdict(shard) for shard in self._shards], **counts}
+        return {"shards": [asdict(shard) for shard in self._shards], **self._counts()}
 
     def close(self) -> Split:
         """Finish the last shard and return the split's shards and totals."""
         self._finish()
-        totals = {key: sum(getattr(s, key) for s in self._shards) for key in ("tokens", "documents", "bytes")}
+        totals = {key: sum(getattr(s, key) for s in self._shards) for key in _COUNTED}
         return Split(shards=tuple(self._shards), **totals)
 
 
@@ -327,7 +304,7 @@ class Corpus:
 
     @property
     def fingerprint(self) -> str:
-        """Hash of the vocabulary and all tokens; store it with a run and compare it on resume."""
+        """That of the manifest; store it with a run and compare it on resume."""
         return self.manifest.fingerprint
 
 
@@ -339,8 +316,7 @@ def open_corpus(directory: Path | str, verify: bool = True) -> Corpus:
         verify: check every file's SHA-256 (once per process and file; about 1 s per GB and core). Sizes are
             checked in any case.
 
-    Raises:
-        DataError: naming the file that is missing or damaged.
+    Raises `DataError` naming the file that is missing or damaged.
     """
     directory = Path(directory)
     manifest = read_manifest(directory)
@@ -366,11 +342,8 @@ def open_corpus(directory: Path | str, verify: bool = True) -> Corpus:
 def token_stream(directory: Path, split: Split, dtype: str) -> TokenStream:
     """Map the shards of a split."""
     stored = np.dtype(dtype).newbyteorder("<")
-    maps = tuple(
-        # A plain array over the map: slicing np.memmap itself costs several microseconds each.
-        np.asarray(np.memmap(directory / shard.file, dtype=stored, mode="r"))
-        for shard in split.shards
-    )
+    # Plain arrays over the maps: slicing np.memmap itself costs several microseconds each.
+    maps = tuple(np.asarray(np.memmap(directory / shard.file, dtype=stored, mode="r")) for shard in split.shards)
     return TokenStream(maps, np.cumsum([0, *(shard.tokens for shard in split.shards)]))
 
 
@@ -392,5 +365,4 @@ def _damage(directory: Path, entry: FileEntry, verify: bool) -> str | None:
 
 @cache
 def _sha256(path: Path, size: int, mtime_ns: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)

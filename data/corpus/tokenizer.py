@@ -4,7 +4,6 @@ Byte-level means that every text has tokens, whatever its language, and that a t
 bytes. Losses in nats per token of different vocabularies then compare as bits per byte.
 """
 
-import difflib
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ import numpy as np
 
 from configs.reader import ConfigError, Problem
 from data.config import DataConfig, DataError
+from data.files import nearest_file
 
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "[EOS]")
@@ -55,8 +55,7 @@ class ByteTokenizer:
 def train(texts: Iterable[str], vocab_size: int) -> ByteTokenizer:
     """Train a vocabulary of exactly `vocab_size` tokens on `texts`; equal texts give equal tokenizers.
 
-    Raises:
-        DataError: when the texts are too short to yield that many tokens.
+    Raises `DataError` when the texts are too short to yield that many tokens.
     """
     _threads()
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -80,18 +79,12 @@ def train(texts: Iterable[str], vocab_size: int) -> ByteTokenizer:
 
 
 def load(path: Path, vocab_size: int | None = None) -> ByteTokenizer:
-    """Read a `tokenizer.json`.
-
-    Raises:
-        DataError: when it cannot be read, is not byte-level, or has not `vocab_size` tokens.
-    """
+    """Read a `tokenizer.json`. Raises `DataError` when it is unreadable, not byte-level, or not of `vocab_size`."""
     _threads()
     from tokenizers import Tokenizer
 
     if not path.is_file():
-        near = difflib.get_close_matches(path.name, os.listdir(path.parent) if path.parent.is_dir() else [], n=1)
-        hint = f"; nearest is '{path.parent / near[0]}'" if near else ""
-        raise DataError(f"data.tokenizer: there is no file '{path}'{hint}")
+        raise DataError(f"data.tokenizer: there is no file '{path}'{nearest_file(path)}")
     try:
         backend = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
@@ -137,8 +130,7 @@ def wrap(backend: Any, where: str) -> ByteTokenizer:
 def expand_data(tree: Any) -> Any:
     """Fill in a `vocab_size` of null in the keys of a `data:` section: the size of `tokenizer`.
 
-    Raises:
-        ConfigError: where there is no such file, or it is not a tokenizer.json.
+    Raises `ConfigError` where there is no such file, or it is not a tokenizer.json.
     """
     if not isinstance(tree, dict) or tree.get("vocab_size", 0) is not None:
         return tree

@@ -16,10 +16,7 @@ def load_transform(name: str) -> tuple[Transform, str]:
     """Find `module:function`, in the working directory or installed; return it and what identifies it.
 
     The identity is the name and a hash of the module's source: other code makes another corpus. What the module
-    itself imports is not part of it.
-
-    Raises:
-        DataError: when there is no such function.
+    itself imports is not part of it. Raises `DataError` when there is no such function.
     """
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
@@ -38,11 +35,7 @@ def load_transform(name: str) -> tuple[Transform, str]:
 
 
 def applied(function: Transform, name: str, text: str) -> str:
-    """Apply a transform to one text.
-
-    Raises:
-        DataError: when it fails, or returns something else than text.
-    """
+    """Apply a transform to one text. Raises `DataError` when it fails, or returns something else than text."""
     try:
         result = function(text)
     except Exception as error:

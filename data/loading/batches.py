@@ -13,26 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.config import DataError
-from data.corpus.shards import Corpus, Manifest, TokenStream, open_corpus
+from data.corpus.shards import Corpus, TokenStream
 from data.hashing import UInt64s, mix
-
-__all__ = [
-    "Corpus",
-    "Manifest",
-    "Repetition",
-    "Windows",
-    "batch",
-    "bits_per_byte",
-    "open_corpus",
-    "permutation",
-    "repetition",
-    "sequences",
-    "target_bytes",
-    "validation_windows",
-    "window_indices",
-    "windows_at",
-    "windows_per_epoch",
-]
 
 _ROUNDS = 8
 
@@ -51,8 +33,7 @@ def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     b = -(-n // a)
     digest = hashlib.blake2b(f"{seed}/{epoch}".encode(), digest_size=8 * _ROUNDS).digest()
     keys = np.frombuffer(digest, dtype="<u8").astype(np.uint64)
-    value = np.asarray(index, dtype=np.uint64)
-    value = _feistel(value, np.uint64(a), np.uint64(b), keys)
+    value = _feistel(np.asarray(index, dtype=np.uint64), np.uint64(a), np.uint64(b), keys)
     while (outside := value >= n).any():
         value[outside] = _feistel(value[outside], np.uint64(a), np.uint64(b), keys)
     return value.astype(np.int64)
@@ -96,11 +77,7 @@ class Windows:
 
 
 def windows_per_epoch(corpus: Corpus, sequence_length: int) -> int:
-    """Return how many training windows an epoch has.
-
-    Raises:
-        DataError: when the training split does not fill one window.
-    """
+    """Return how many training windows an epoch has. Raises `DataError` when the split does not fill one."""
     return _count(corpus.train, sequence_length, "training")
 
 
@@ -115,22 +92,16 @@ def _count(stream: TokenStream, sequence_length: int, split: str) -> int:
     return (len(stream) - 1) // sequence_length
 
 
-def window_indices(
-    corpus: Corpus,
-    seed: int,
-    step: int,
-    global_batch_size: int,
-    sequence_length: int,
-    rows: slice | None = None,
-) -> np.ndarray:
-    """Return which windows a step reads, int64 of shape (rows,); arguments as for `batch`."""
+def sequences(step: int, global_batch_size: int, rows: slice | None = None) -> np.ndarray:
+    """Return the numbers of a step's sequences, counted from the start of the run: int64, shape (rows,).
+
+    Args:
+        step: optimizer step, from 0.
+        global_batch_size: sequences a step over all ranks and micro-batches.
+        rows: this rank's (or micro-batch's) rows of the global batch; None for all.
+    """
     if step < 0 or global_batch_size < 1:
         raise ValueError(f"step {step} and global_batch_size {global_batch_size} must be at least 0 and 1")
-    return windows_at(corpus, seed, sequences(step, global_batch_size, rows), sequence_length)
-
-
-def sequences(step: int, global_batch_size: int, rows: slice | None = None) -> np.ndarray:
-    """Return the numbers of a step's sequences, counted from the start of the run: int64, shape (rows,)."""
     return step * global_batch_size + np.arange(*(rows or slice(None)).indices(global_batch_size), dtype=np.int64)
 
 
@@ -144,35 +115,17 @@ def windows_at(corpus: Corpus, seed: int, places: np.ndarray, sequence_length: i
     return window
 
 
-def batch(
-    corpus: Corpus,
-    seed: int,
-    step: int,
-    global_batch_size: int,
-    sequence_length: int,
-    rows: slice | None = None,
-) -> np.ndarray:
-    """Return the tokens of one step.
-
-    Sample g = step * global_batch_size + row is place g mod n of epoch g // n, where n is the number of windows; a
-    batch may straddle epochs.
-
-    Args:
-        corpus: the prepared corpus.
-        seed: the run's seed; it orders the windows.
-        step: optimizer step, from 0.
-        global_batch_size: sequences a step over all ranks and micro-batches.
-        sequence_length: tokens S a sequence.
-        rows: this rank's (or micro-batch's) rows of the global batch; None for all.
-
-    Returns:
-        int64 of shape (rows, S + 1): inputs [:, :-1], targets [:, 1:].
-
-    Raises:
-        DataError: when the training split does not fill one window.
-    """
+def read_windows(corpus: Corpus, seed: int, places: np.ndarray, sequence_length: int) -> np.ndarray:
+    """Return the tokens of `windows_at`: int64, shape (n, S + 1), inputs [:, :-1], targets [:, 1:]."""
     windows = Windows(corpus.train, sequence_length, windows_per_epoch(corpus, sequence_length))
-    return windows[window_indices(corpus, seed, step, global_batch_size, sequence_length, rows)]
+    return windows[windows_at(corpus, seed, places, sequence_length)]
+
+
+def batch(
+    corpus: Corpus, seed: int, step: int, global_batch_size: int, sequence_length: int, rows: slice | None = None
+) -> np.ndarray:
+    """Return the tokens of one step, which may straddle epochs; shapes as `read_windows`, arguments as `sequences`."""
+    return read_windows(corpus, seed, sequences(step, global_batch_size, rows), sequence_length)
 
 
 # ----------------------------------------------------------------------------------------- validation
@@ -182,9 +135,7 @@ def validation_windows(corpus: Corpus, sequence_length: int, max_tokens: int | N
     """Return the fixed validation set: windows of S targets each, at most `max_tokens` targets in all.
 
     When the split is longer, the windows are evenly spaced over it, so that few tokens still sample all documents.
-
-    Raises:
-        DataError: when the validation split does not fill one window, or `max_tokens` is below one window.
+    Raises `DataError` when the validation split, or `max_tokens`, does not fill one window.
     """
     available = _count(corpus.validation, sequence_length, "validation")
     count = available if max_tokens is None else min(available, max_tokens // sequence_length)
@@ -206,9 +157,8 @@ def target_bytes(corpus: Corpus, windows: Windows) -> int:
 def bits_per_byte(nats: float, text_bytes: int) -> float:
     """Return the loss in bits per UTF-8 byte, which compares across vocabularies.
 
-    Args:
-        nats: summed (not mean) cross-entropy of the targets, end-of-text tokens included.
-        text_bytes: `target_bytes` of the same windows.
+    `nats` is the summed (not mean) cross-entropy of the targets, end-of-text tokens included; `text_bytes` the
+    `target_bytes` of the same windows.
     """
     return nats / (math.log(2) * text_bytes)
 

@@ -25,7 +25,7 @@ from data.corpus.shards import Corpus, open_corpus
 from data.corpus.sources import open_source
 from data.corpus.tokenizer import train
 from data.files import write_text
-from data.loading.batches import Repetition, Windows, repetition, sequences, windows_at, windows_per_epoch
+from data.loading.batches import Repetition, read_windows, repetition, sequences
 
 SHARES = 2**30  # weights are whole multiples of 1 / SHARES, so that proportions are exact integer arithmetic
 
@@ -75,8 +75,7 @@ class Mixture:
 def open_mixture(config: DataConfig, progress: bool = True, verify: bool = True) -> Mixture:
     """Open the corpora of a run, preparing those that are not there; arguments as for `prepare` and `open_corpus`.
 
-    Raises:
-        DataError: when text, a tokenizer or a corpus cannot be used, or prepared components differ in tokenizer.
+    Raises `DataError` when text, a tokenizer or a corpus cannot be used, or prepared components differ in tokenizer.
     """
     corpora = {name: open_corpus(prepare(c, progress), verify) for name, c in components(config, progress).items()}
     tokenizers = {corpus.manifest.tokenizer.sha256: name for name, corpus in corpora.items()}
@@ -172,17 +171,14 @@ def training_windows(
 ) -> np.ndarray:
     """Return rows of the global batch of a step: int64, shape (rows, S + 1), inputs [:, :-1], targets [:, 1:].
 
-    Raises:
-        DataError: when the training split of a component does not fill one window.
+    Raises `DataError` when the training split of a component does not fill one window.
     """
     which, number = allocate(sequences(step, global_batch_size, rows), [c.share for c in mixture.components])
     out = np.empty((len(which), sequence_length + 1), dtype=np.int64)
     for i, component in enumerate(mixture.components):
         here = which == i
         if here.any():
-            corpus = component.corpus
-            windows = Windows(corpus.train, sequence_length, windows_per_epoch(corpus, sequence_length))
-            out[here] = windows[windows_at(corpus, seed, number[here], sequence_length)]
+            out[here] = read_windows(component.corpus, seed, number[here], sequence_length)
     return out
 
 

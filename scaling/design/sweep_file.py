@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from configs.keys import nest
-from configs.reader import ConfigError, Problem, build, dump_yaml, merge, read_tree
+from configs.keys import merge, nest
+from configs.reader import ConfigError, Problem, build, dump_yaml, read_tree
 from model.config import ModelConfig, expand_model
 from model.counts import count_parameters, training_flops_per_token
 from model.sizes import SIZES

@@ -26,10 +26,10 @@ from data.corpus.documents import Tally, documents
 from data.corpus.duplicates import duplicates_of
 from data.corpus.grammar import STRINGS_PER_BLOCK, make_grammar, token_blocks
 from data.corpus.prepare import prepare
-from data.corpus.shards import TOKENIZER
+from data.corpus.shards import TOKENIZER, Corpus, open_corpus
 from data.corpus.sources import open_source
 from data.corpus.tokenizer import load, train
-from data.loading.batches import Corpus, batch, open_corpus
+from data.loading.batches import batch
 from model.config import ModelConfig, expand_model
 from model.init import initialise
 from model.transformer import GPT

@@ -9,7 +9,8 @@ import pytest
 
 from data.config import DataConfig
 from data.corpus.prepare import prepare
-from data.loading.batches import open_corpus, validation_windows
+from data.corpus.shards import open_corpus
+from data.loading.batches import validation_windows
 from evaluation.ngram import baselines, losses, train
 from tests.scripts.test_prepare import script
 

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 import model.loss
 import model.transformer
-from configs.reader import build, merge
+from configs.keys import merge
+from configs.reader import build
 from model.memory import CHUNK_LOGITS
 from model.parameters import parameter_table
 from train.config import RunConfig, expand_run

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs.keys import flatten
-from configs.reader import ConfigError, Problem, Tree, as_tree, read_tree
+from configs.keys import Tree, flatten
+from configs.reader import ConfigError, Problem, as_tree, read_tree
 from train.config import load_stored
 
 # Keys that may change between a run and its continuation: they do not decide the curve.

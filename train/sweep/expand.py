@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from configs.formatting import short_count
-from configs.keys import dotted_keys, flat_items, flatten, nest
-from configs.reader import ConfigError, Problem, Tree, build, check, merge, parse_overrides, read_tree
+from configs.keys import Tree, dotted_keys, flat_items, flatten, merge, nest
+from configs.reader import ConfigError, Problem, build, check, parse_overrides, read_tree
 from configs.renamed import first_name, first_value
 from model.config import ModelConfig
 from model.counts import count_parameters, training_flops_per_token

@@ -14,8 +14,7 @@ from data.corpus.transforms import applied, load_transform
 def open_source(config: DataConfig) -> Source:
     """Find the configured source without reading its texts: the module here of that name has its own `open_source`.
 
-    Raises:
-        DataError: when a file or data set is missing, empty or of an unknown format.
+    Raises `DataError` when a file or data set is missing, empty or of an unknown format.
     """
     source: Source = import_module(f"data.corpus.sources.{config.source}").open_source(config)
     if config.transform is None:

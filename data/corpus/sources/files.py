@@ -1,6 +1,5 @@
 """Local files: text, JSON lines, CSV or Parquet, compressed or not."""
 
-import difflib
 import glob
 import hashlib
 import os
@@ -11,16 +10,12 @@ from typing import Any
 from data.config import DataConfig, DataError
 from data.corpus.rows import load_rows, slug, text_column
 from data.corpus.source import Source, skipping
+from data.files import nearest_file
 
 _FORMATS = {
-    "txt": "text",
-    "text": "text",
-    "md": "text",
-    "jsonl": "json",
-    "ndjson": "json",
-    "json": "json",
-    "csv": "csv",
-    "tsv": "csv",
+    **dict.fromkeys(("txt", "text", "md"), "text"),
+    **dict.fromkeys(("jsonl", "ndjson", "json"), "json"),
+    **dict.fromkeys(("csv", "tsv"), "csv"),
     "parquet": "parquet",
 }
 _COMPRESSIONS = ("gz", "bz2", "xz", "zst")
@@ -67,15 +62,12 @@ def _expand(pattern: str) -> list[Path]:
     """Return the files that a path or glob names, sorted."""
     pattern = os.path.expanduser(pattern)
     found = [Path(pattern)] if os.path.isfile(pattern) else sorted(map(Path, glob.glob(pattern, recursive=True)))
-    found = [path for path in found if path.is_file()]
-    if found:
+    if found := [path for path in found if path.is_file()]:
         return found
     parent = Path(pattern).parent
     if not parent.is_dir():
         raise DataError(f"data.files: there is no directory '{parent}' (looked for '{pattern}')")
-    near = difflib.get_close_matches(Path(pattern).name, os.listdir(parent), n=1, cutoff=0.4)
-    hint = f"; nearest is '{parent / near[0]}'" if near else ""
-    raise DataError(f"data.files: no file matches '{pattern}'{hint}")
+    raise DataError(f"data.files: no file matches '{pattern}'{nearest_file(Path(pattern), cutoff=0.4)}")
 
 
 def _format(path: Path) -> str:
@@ -97,12 +89,10 @@ def fingerprint(path: Path) -> str:
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            for i in range(blocks):
+                file.seek(i * block if size <= block * blocks else i * (size - block) // (blocks - 1))
+                digest.update(file.read(block))
     except OSError as error:
         raise DataError(f"data.files: '{path}' cannot be read: {error.strerror}") from None
-    with file:
-        for i in range(blocks):
-            start = i * block if size <= block * blocks else i * (size - block) // (blocks - 1)
-            file.seek(start)
-            digest.update(file.read(block))
     return digest.hexdigest()

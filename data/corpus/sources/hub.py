@@ -13,8 +13,7 @@ def open_source(config: DataConfig) -> Source:
     """Find a data set; its commit is settled when its texts are first read."""
     assert config.dataset is not None  # DataConfig.problems
     dataset = config.dataset
-    keys = ("dataset", "subset", "revision", "split", "text_field")
-    identity = {key: getattr(config, key) for key in keys}
+    identity = {key: getattr(config, key) for key in ("dataset", "subset", "revision", "split", "text_field")}
     details: dict[str, Any] = {}
 
     def texts(position: Position | None = None) -> Texts:
@@ -23,14 +22,8 @@ def open_source(config: DataConfig) -> Source:
             # A preparation that goes on reads the commit that it began with.
             revision = details["commit"] = details.get("commit") or _commit(dataset, revision)
         where = f"data set '{dataset}'"
-        rows = load_rows(
-            where,
-            dataset,
-            name=config.subset,
-            split=config.split,
-            revision=revision,
-            streaming=config.streaming,
-        )
+        chosen = {"name": config.subset, "split": config.split, "revision": revision}
+        rows = load_rows(where, dataset, **chosen, streaming=config.streaming)
         before = position["rows"] if position else 0
         if position and position["state"] is not None:
             rows.load_state_dict(position["state"])  # skips files that have been read without downloading them

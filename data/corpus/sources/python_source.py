@@ -12,8 +12,6 @@ from data.config import DataConfig
 from data.corpus.source import Source, skipping
 
 PYSOURCE_BYTES = 32_000_000  # default cap: tokenised in about 10 s, and enough text for models of a few million
-
-
 PYSOURCE_FILE_BYTES = 100_000  # larger modules are mostly generated tables, and one could dominate validation
 
 

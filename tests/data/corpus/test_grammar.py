@@ -20,7 +20,8 @@ from data.corpus.grammar import (
     zipf,
 )
 from data.corpus.prepare import prepare
-from data.loading.batches import batch, open_corpus, validation_windows
+from data.corpus.shards import open_corpus
+from data.loading.batches import batch, validation_windows
 from train.config import RunConfig, expand_run
 
 LEXICON = GrammarConfig(levels=(LevelConfig(symbols=11, length=2),), root_exponent=1.2, tokens=9_000)

@@ -21,8 +21,8 @@ from data.config import DataConfig, DataError
 from data.corpus.documents import Tally, documents, is_validation, split_position
 from data.corpus.duplicates import Duplicates
 from data.corpus.prepare import prepare
+from data.corpus.shards import open_corpus
 from data.corpus.tokenizer import END_OF_TEXT, load, train
-from data.loading.batches import open_corpus
 
 ROOT = Path(__file__).parents[3]
 AWKWARD = [

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data.config import DataConfig, DataError
 from data.corpus.prepare import prepare
-from data.corpus.shards import read_manifest
-from data.loading.batches import batch, open_corpus
+from data.corpus.shards import open_corpus, read_manifest
+from data.loading.batches import batch
 
 ROOT = Path(__file__).parents[3]
 
@@ -165,7 +165,8 @@ class Block:
         if name.split(".")[0] in ("datasets", "tokenizers", "pyarrow", "pandas", "torch", "huggingface_hub"):
             raise ImportError(name + " is blocked")
 sys.meta_path.insert(0, Block())
-from data.loading.batches import batch, open_corpus
+from data.corpus.shards import open_corpus
+from data.loading.batches import batch
 from data.config import DataConfig, DataError
 from data.corpus.prepare import prepare
 directory = prepare(DataConfig(source="prepared", prepared={str(pristine)!r}, vocab_size=290))

@@ -16,9 +16,10 @@ from data.loading.batches import (
     bits_per_byte,
     permutation,
     repetition,
+    sequences,
     target_bytes,
     validation_windows,
-    window_indices,
+    windows_at,
 )
 
 
@@ -79,7 +80,7 @@ def test_first_places_are_uniform_over_seeds():
 def test_order_is_frozen():
     """Resuming an old run needs the very same order: these values must never change."""
     assert permutation(np.arange(8), 1000, seed=0, epoch=0).tolist() == [444, 777, 438, 163, 349, 958, 109, 756]
-    assert window_indices(corpus(), seed=7, step=3, global_batch_size=4, sequence_length=16).tolist() == [
+    assert windows_at(corpus(), 7, sequences(step=3, global_batch_size=4), sequence_length=16).tolist() == [
         61,
         60,
         43,
