@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import field, fields
 from typing import Literal
 
-from configs.reader import UserError, config
+from configs.reader import Count, UserError, config
 
 BYTE_VOCABULARY = 257  # 256 bytes and the end-of-text token: the smallest byte-level vocabulary
 
@@ -19,11 +19,11 @@ class DataError(UserError):
 class LevelConfig:
     """One level of a grammar: its symbols, and how each is rewritten as symbols of the next level."""
 
-    symbols: int
+    symbols: Count
     """Different symbols of this level; the first level's are the roots."""
-    length: int
+    length: Count
     """Symbols of the next level, or tokens, that one symbol becomes."""
-    rules: int = 1
+    rules: Count = 1
     """Ways to rewrite each symbol."""
     exponent: float = 0.0
     """Rule r of a symbol is chosen with probability ~ r^-exponent; 0 makes them equally likely."""
@@ -37,9 +37,9 @@ class GrammarConfig:
     """From the roots to the tokens. As given: a lexicon of 32,768 words of 3 tokens."""
     root_exponent: float = 1.2
     """Root r is chosen with probability ~ r^-root_exponent."""
-    tokens: int = 2**24
+    tokens: Count = 2**24
     """Training tokens that are made. A larger number has the smaller's tokens at its beginning."""
-    validation_tokens: int = 983_040
+    validation_tokens: Count = 983_040
     """Tokens of other strings of the same language, to validate on. Whole blocks of 32,768 strings are most precise."""
     seed: int = 0
     """Draws the words and the text. The order of training is the run's seed, not this one."""
@@ -53,19 +53,10 @@ class GrammarConfig:
         """Yield (key, message) for every value that cannot work."""
         if not self.levels:
             yield "levels", "needs at least one level"
-        for i, level in enumerate(self.levels):
-            for key in ("symbols", "length", "rules"):
-                if getattr(level, key) < 1:
-                    yield f"levels.{i}.{key}", f"{getattr(level, key)} must be at least 1"
-            if level.exponent < 0:
-                yield f"levels.{i}.exponent", f"{level.exponent} must not be negative"
-        if self.root_exponent < 0:
-            yield "root_exponent", f"{self.root_exponent} must not be negative"
-        for key in ("tokens", "validation_tokens"):
-            if getattr(self, key) < 1:
-                yield key, f"{getattr(self, key)} must be at least 1"
-        if self.seed < 0:
-            yield "seed", f"{self.seed} must not be negative"
+        numbers = {f"levels.{i}.exponent": level.exponent for i, level in enumerate(self.levels)}
+        for key, value in (numbers | {"root_exponent": self.root_exponent, "seed": self.seed}).items():
+            if value < 0:
+                yield key, f"{value} must not be negative"
 
 
 # The keys of `data` that a generated language reads.
@@ -232,10 +223,8 @@ class DataConfig(TextConfig):
                     yield key, "does not apply to source: grammar; leave it out"
             yield from self._grammar_problems()
         if self.source != "grammar" and self.vocab_size < BYTE_VOCABULARY:
-            yield (
-                "vocab_size",
-                f"{self.vocab_size} is below {BYTE_VOCABULARY}, the 256 bytes and the end-of-text token",
-            )
+            message = f"{self.vocab_size} is below {BYTE_VOCABULARY}, the 256 bytes and the end-of-text token"
+            yield "vocab_size", message
         if self.vocab_size > 2**31:
             yield "vocab_size", f"{self.vocab_size} is above 2^31"
         if not 0 < self.validation_fraction < 1:

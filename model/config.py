@@ -68,11 +68,15 @@ class ModelConfig:
         if self.base_d_head > self.base_d_model:
             yield "base_d_head", f"{self.base_d_head} is wider than base_d_model={self.base_d_model}"
         if self.d_model % self.n_head:
-            valid = [h for h in range(1, self.d_model + 1) if self.d_model % h == 0]
-            near = min(valid, key=lambda h: (abs(h - self.n_head), h))
+            near = nearest_divisor(self.d_model, self.n_head)
             yield "n_head", f"{self.n_head} does not divide d_model={self.d_model}; nearest is {near}"
         elif self.positions == "rope" and self.d_head % 2:
             yield "n_head", f"RoPE needs an even head width, but d_model/n_head = {self.d_head}"
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """Return the divisor of `number` that is nearest to `wanted`, of two the smaller."""
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
 
 
 _STYLES: dict[str, dict[str, Any]] = {
@@ -82,11 +86,7 @@ _STYLES: dict[str, dict[str, Any]] = {
 
 
 def expand_model(tree: dict[str, Any]) -> dict[str, Any]:
-    """Fill in what `size` and `style` imply; keys already in `tree` (the YAML's `model:`) win.
-
-    Raises:
-        ConfigError: for an unknown size.
-    """
+    """Fill in what `size` and `style` imply; keys in `tree` (the YAML's `model:`) win. Raises `ConfigError`."""
     tree = expand_size(tree)
     # A wrong style or width is refused by itself; what is derived from it must not add to the list of problems.
     style, d_model = tree.get("style"), tree.get("d_model")

@@ -39,23 +39,27 @@ class Architecture:
     """Our modules whose bias the class has unconditionally; where we have none, it is zero."""
 
 
+_NAMES = (
+    ("embedding", "transformer.wte", "model.embed_tokens"),
+    ("positions", "transformer.wpe", ""),
+    ("attention_norm", "ln_1", "input_layernorm"),
+    ("attention.qkv", "attn.c_attn", "self_attn.q_proj self_attn.k_proj self_attn.v_proj"),
+    ("attention.q_norm", "", "self_attn.q_norm"),
+    ("attention.k_norm", "", "self_attn.k_norm"),
+    ("attention.out", "attn.c_proj", "self_attn.o_proj"),
+    ("mlp_norm", "ln_2", "post_attention_layernorm"),
+    ("mlp.up", "mlp.c_fc", "mlp.gate_proj mlp.up_proj"),
+    ("mlp.down", "mlp.c_proj", "mlp.down_proj"),
+    ("norm", "transformer.ln_f", "model.norm"),
+    ("readout", "lm_head", "lm_head"),
+)
+"""Our module, and those of GPT-2 and of Llama and Qwen3 (which alone has norms of queries and keys)."""
 _GPT2 = Architecture(
     name="GPT2LMHeadModel",
     model_type="gpt2",
     requires={"positions": "learned", "norm": "layernorm", "mlp": "gelu", "qk_norm": False},
     blocks="transformer.h",
-    modules={
-        "embedding": ("transformer.wte",),
-        "positions": ("transformer.wpe",),
-        "attention_norm": ("ln_1",),
-        "attention.qkv": ("attn.c_attn",),
-        "attention.out": ("attn.c_proj",),
-        "mlp_norm": ("ln_2",),
-        "mlp.up": ("mlp.c_fc",),
-        "mlp.down": ("mlp.c_proj",),
-        "norm": ("transformer.ln_f",),
-        "readout": ("lm_head",),
-    },
+    modules={ours: tuple(theirs.split()) for ours, theirs, _ in _NAMES},
     transposed=True,
     biases=frozenset({"attention_norm", "attention.qkv", "attention.out", "mlp_norm", "mlp.up", "mlp.down", "norm"}),
 )
@@ -64,24 +68,14 @@ _LLAMA = Architecture(
     model_type="llama",
     requires={"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": False},
     blocks="model.layers",
-    modules={
-        "embedding": ("model.embed_tokens",),
-        "attention_norm": ("input_layernorm",),
-        "attention.qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "attention.out": ("self_attn.o_proj",),
-        "mlp_norm": ("post_attention_layernorm",),
-        "mlp.up": ("mlp.gate_proj", "mlp.up_proj"),
-        "mlp.down": ("mlp.down_proj",),
-        "norm": ("model.norm",),
-        "readout": ("lm_head",),
-    },
+    modules={ours: tuple(theirs.split()) for ours, _, theirs in _NAMES},
 )
 _QWEN3 = Architecture(
     name="Qwen3ForCausalLM",
     model_type="qwen3",
     requires={"positions": "rope", "norm": "rmsnorm", "mlp": "swiglu", "qk_norm": True, "bias": False},
     blocks="model.layers",
-    modules=_LLAMA.modules | {"attention.q_norm": ("self_attn.q_norm",), "attention.k_norm": ("self_attn.k_norm",)},
+    modules=_LLAMA.modules,
 )
 ARCHITECTURES = (_GPT2, _LLAMA, _QWEN3)
 
@@ -89,8 +83,7 @@ ARCHITECTURES = (_GPT2, _LLAMA, _QWEN3)
 def architecture(config: ModelConfig) -> Architecture:
     """Return the architecture that computes what `GPT(config)` computes.
 
-    Raises:
-        NoCounterpart: when there is none, naming the keys in the way and the nearest choice that has one.
+    Raises `NoCounterpart` when there is none, naming the keys in the way and the nearest choice that has one.
     """
 
     def differing(candidate: Architecture) -> list[str]:
@@ -114,14 +107,9 @@ def _keys(values: Mapping[str, Any]) -> str:
 
 
 def huggingface_config(config: ModelConfig, end_of_text_id: int | None) -> dict[str, Any]:
-    """Return the content of `config.json`.
+    """Return the content of `config.json`. Raises `NoCounterpart`, as `architecture`.
 
-    Args:
-        config: the model.
-        end_of_text_id: the token between documents, which both ends a text and begins one; None if not known.
-
-    Raises:
-        NoCounterpart: see `architecture`.
+    `end_of_text_id` is the token between documents, which both ends a text and begins one; None if not known.
     """
     target = architecture(config)
     common = {
@@ -163,19 +151,15 @@ def huggingface_config(config: ModelConfig, end_of_text_id: int | None) -> dict[
 def huggingface_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename and reshape the weights of `GPT(config)` for `transformers`; a tied output projection is left out.
 
-    Multipliers that those models do not have (`model/parametrization.py`) are in the weights.
-
-    Raises:
-        NoCounterpart: see `architecture`.
+    Multipliers that those models do not have (`model/parametrization.py`) are in the weights. Raises `NoCounterpart`.
     """
     target = architecture(config)
     renamed: dict[str, Tensor] = {}
     for name, weight in fold_multipliers(config, weights).items():
         prefix, module, kind = _split(name, target)
-        in_block = bool(prefix)
         theirs = target.modules[module]
         for their, part in zip(theirs, weight.chunk(len(theirs)), strict=True):
-            turned = target.transposed and in_block and part.ndim == 2
+            turned = target.transposed and prefix and part.ndim == 2
             renamed[f"{prefix}{their}.{kind}"] = (part.T if turned else part).contiguous()
         if not config.bias and kind == "weight" and module in target.biases:
             renamed[f"{prefix}{theirs[0]}.bias"] = torch.zeros(weight.shape[0], dtype=weight.dtype)

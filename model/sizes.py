@@ -7,6 +7,7 @@ d_model 2048 (here 16 heads), and 13B has d_model 5140 (here 5120 = 40 x 128).
 
 import difflib
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from configs.reader import ConfigError, Problem
@@ -23,13 +24,8 @@ class Size:
     context_length: int | None = None
 
 
-def _gpt2(n_layer: int, d_model: int, n_head: int) -> Size:
-    return Size(n_layer, d_model, n_head, vocab_size=50257, context_length=1024)
-
-
-def _gpt3(n_layer: int, d_model: int, n_head: int) -> Size:
-    return Size(n_layer, d_model, n_head, vocab_size=50257, context_length=2048)
-
+_gpt2 = partial(Size, vocab_size=50257, context_length=1024)
+_gpt3 = partial(Size, vocab_size=50257, context_length=2048)
 
 SIZES: dict[str, Size] = {
     "gpt1": Size(12, 768, 12, vocab_size=40478, context_length=512),

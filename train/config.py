@@ -12,7 +12,7 @@ import pydantic
 from configs.reader import ConfigError, Count, Fraction, NonNegative, Positive, Problem, Whole, config, load
 from data.config import DataConfig
 from data.corpus.tokenizer import expand_data
-from model.config import ModelConfig, expand_model
+from model.config import ModelConfig, expand_model, nearest_divisor
 from model.counts import training_flops_per_token
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -53,13 +53,9 @@ class TrainConfig:
         if (self.steps is None) == (self.tokens is None):
             yield "steps", "give exactly one of train.steps and train.tokens (set the other to null)"
         if self.global_batch_size % self.micro_batch_size:
-            yield "micro_batch_size", _divisor_message(self.micro_batch_size, self.global_batch_size)
-
-
-def _divisor_message(micro_batch_size: int, share: int) -> str:
-    divisors = [m for m in range(1, share + 1) if share % m == 0]
-    near = min(divisors, key=lambda m: (abs(m - micro_batch_size), m))
-    return f"{micro_batch_size} does not divide global_batch_size={share}; nearest is {near}"
+            near = nearest_divisor(self.global_batch_size, self.micro_batch_size)
+            message = f"{self.micro_batch_size} does not divide global_batch_size={self.global_batch_size}"
+            yield "micro_batch_size", f"{message}; nearest is {near}"
 
 
 @config
@@ -132,26 +128,18 @@ class ParallelConfig:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination that DeepSpeed refuses or gets wrong."""
         if self.pipeline_stages > 1 and self.zero_stage in (2, 3):
-            message = "the pipeline needs whole gradients on each stage; nearest is 1"
-            yield (
-                "zero_stage",
-                f"{self.zero_stage} does not work with pipeline_stages={self.pipeline_stages}: {message}",
-            )
+            message = f"{self.zero_stage} does not work with pipeline_stages={self.pipeline_stages}"
+            yield "zero_stage", f"{message}: the pipeline needs whole gradients on each stage; nearest is 1"
         if self.offload_optimizer and self.zero_stage == 0:
-            yield (
-                "offload_optimizer",
-                "true needs a ZeRO stage that owns the optimizer's state; nearest is zero_stage=1",
-            )
-        if self.tensor_parallel > 1:
-            if self.pipeline_stages > 1:
-                message = "DeepSpeed's groups for tensor parallelism know no stages, and it hangs; nearest is 1"
-                yield (
-                    "tensor_parallel",
-                    f"{self.tensor_parallel} does not work with pipeline_stages={self.pipeline_stages}: {message}",
-                )
-            if self.zero_stage == 0:
-                message = "only ZeRO sums the gradient norm over the parts of a matrix; nearest is 1"
-                yield "zero_stage", f"0 does not work with tensor_parallel={self.tensor_parallel}: {message}"
+            message = "true needs a ZeRO stage that owns the optimizer's state; nearest is zero_stage=1"
+            yield "offload_optimizer", message
+        if self.tensor_parallel > 1 and self.pipeline_stages > 1:
+            message = f"{self.tensor_parallel} does not work with pipeline_stages={self.pipeline_stages}"
+            reason = "DeepSpeed's groups for tensor parallelism know no stages, and it hangs"
+            yield "tensor_parallel", f"{message}: {reason}; nearest is 1"
+        if self.tensor_parallel > 1 and self.zero_stage == 0:
+            message = "only ZeRO sums the gradient norm over the parts of a matrix; nearest is 1"
+            yield "zero_stage", f"0 does not work with tensor_parallel={self.tensor_parallel}: {message}"
 
 
 @config
@@ -268,11 +256,8 @@ class StepPlan:
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
         if self.train.sequence_length > self.model.context_length:
-            message = f"is longer than model.context_length={self.model.context_length}"
-            yield (
-                "train.sequence_length",
-                f"{self.train.sequence_length} {message}; nearest is {self.model.context_length}",
-            )
+            message = f"{self.train.sequence_length} is longer than model.context_length={self.model.context_length}"
+            yield "train.sequence_length", f"{message}; nearest is {self.model.context_length}"
         if self.parallel.pipeline_stages > self.model.n_layer:
             message = f"{self.parallel.pipeline_stages} stages for n_layer={self.model.n_layer} blocks"
             yield "parallel.pipeline_stages", f"{message}; nearest is {self.model.n_layer}"
@@ -393,11 +378,6 @@ class RunConfig:
         """Optimizer steps done where the run begins."""
         return 0 if self.branch is None else self.branch.step
 
-    @property
-    def zero_stage(self) -> int:
-        """The ZeRO stage in force."""
-        return self.step_plan.zero_stage
-
     def problems(self) -> Iterator[tuple[str, str]]:
         """Yield (key, message) for every combination across sections that cannot run."""
         yield from name_problems(self.name)
@@ -435,17 +415,14 @@ def name_problems(name: str) -> Iterator[tuple[str, str]]:
 def expand_run(tree: dict[str, Any]) -> dict[str, Any]:
     """Fill in what depends on other keys: the model's shape, its vocabulary and its context.
 
-    Raises:
-        ConfigError: for an unknown model size, a section that is not a mapping, or a sweep.
+    Raises `ConfigError` for an unknown model size, a section that is not a mapping, or a sweep.
     """
     tree = dict(tree)
-    if "axes" in tree or "base" in tree:
-        raise ConfigError(
-            [Problem("", "axes" if "axes" in tree else "base", "is a key of a sweep; scripts/sweep.py runs it")]
-        )
+    for key in ("axes", "base"):
+        if key in tree:
+            raise ConfigError([Problem("", key, "is a key of a sweep; scripts/sweep.py runs it")])
     sections = {key: tree.get(key, {}) for key in ("model", "data", "train")}
-    wrong = [key for key, section in sections.items() if not isinstance(section, dict)]
-    if wrong:
+    if wrong := [key for key, section in sections.items() if not isinstance(section, dict)]:
         raise ConfigError([Problem("", key, "must be a mapping of keys") for key in wrong])
     tree["data"] = expand_data(sections["data"])
     model = expand_model(sections["model"])
@@ -485,7 +462,7 @@ def batch_problem(train: TrainConfig, data_parallel: int) -> str | None:
         message = f"train.global_batch_size: {train.global_batch_size} does not divide over {data_parallel}"
         return f"{message} data-parallel ranks; nearest is {near}"
     if share % train.micro_batch_size:
-        near = min((m for m in range(1, share + 1) if share % m == 0), key=lambda m: abs(m - train.micro_batch_size))
+        near = nearest_divisor(share, train.micro_batch_size)
         message = f"train.micro_batch_size: {train.micro_batch_size} does not divide the {share} sequences of each"
         return f"{message} of {data_parallel} data-parallel ranks; nearest is {near}"
     return None

@@ -98,7 +98,7 @@ def checkpoints_of(run: RunConfig, run_dir: Path, table: ParameterTable, topolog
         reach=rollback_reach(run.spikes),
         table=table,
         topology=topology,
-        spread=describe_spread(topology, run.zero_stage, run.precision),
+        spread=describe_spread(topology, run.step_plan.zero_stage, run.precision),
         begins_at=None if run.branch is None else branch_point(run.branch, run_dir),
     )
 

@@ -112,10 +112,7 @@ def merge_user_config(plan: StepPlan, derived: Tree, user: Tree, source: str) ->
     """Merge a user's ds.json under the derived configuration.
 
     `"auto"` stands for the derived value, as in Hugging Face's integration. The `wandb` block is dropped: this
-    trainer owns the W&B run.
-
-    Raises:
-        ConfigError: for every key that says something else than the run's YAML.
+    trainer owns the W&B run. Raises `ConfigError` for every key that says something else than the run's YAML.
     """
     # What a user would write, where `derived` holds something else.
     expected = derived | {
@@ -138,10 +135,8 @@ def merge_user_config(plan: StepPlan, derived: Tree, user: Tree, source: str) ->
             elif dotted in _REFUSED:
                 problems.append(Problem(source, dotted, f"is not taken; {_REFUSED[dotted]}"))
             elif dotted in _OUR_KEYS and value != "auto" and value != wanted.get(key):
-                owner = _OUR_KEYS[dotted]
-                problems.append(
-                    Problem(source, dotted, f"{value!r} conflicts with {wanted.get(key)!r} from the run's {owner}")
-                )
+                message = f"{value!r} conflicts with {wanted.get(key)!r} from the run's {_OUR_KEYS[dotted]}"
+                problems.append(Problem(source, dotted, message))
             elif isinstance(value, dict) and key != "wandb":
                 result[key] = merged(ours.get(key, {}), value, wanted.get(key, {}), f"{dotted}.")
             elif dotted not in _OUR_KEYS and key != "wandb" and value != "auto":

@@ -51,12 +51,10 @@ def build_engine(plan: StepPlan, table: ParameterTable, seed: int, ds_config: di
         module = GPT(model, train.activation_checkpointing, train.compile)
     parameters = list(named_parameters(module))
     initialise(parameters, model, seed)
-    plain_fp32 = plan.precision == "fp32" and plan.zero_stage == 0
-    optimizer = (
-        ClippingAdamW(parameters, plan.optimizer, table, stages)
-        if plain_fp32
-        else adamw(parameters, plan.optimizer, table)
-    )
+    if plan.precision == "fp32" and plan.zero_stage == 0:
+        optimizer: torch.optim.AdamW = ClippingAdamW(parameters, plan.optimizer, table, stages)
+    else:
+        optimizer = adamw(parameters, plan.optimizer, table)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config, dist_init_required=False)
     return engine
 
@@ -102,7 +100,11 @@ def train_step(engine: Any, micro_batches: Iterable[MicroBatch], learning_rate: 
         engine.backward(loss)
         engine.step()
         total += loss.detach()
-    return _mean_over_replicas(total / engine.gradient_accumulation_steps(), topology)
+    mean = total / engine.gradient_accumulation_steps()
+    if topology.world_size > 1:
+        dist.all_reduce(mean)
+        mean /= topology.world_size
+    return mean
 
 
 def gradient_norm(engine: Any) -> float:
@@ -132,10 +134,3 @@ def evaluate(engine: Any, micro_batches: list[MicroBatch], topology: Topology) -
 
 def _on_device(tokens_BT: Tensor, targets_BT: Tensor, topology: Topology) -> MicroBatch:
     return tokens_BT.to(topology.device, non_blocking=True), targets_BT.to(topology.device, non_blocking=True)
-
-
-def _mean_over_replicas(value: Tensor, topology: Topology) -> Tensor:
-    if topology.world_size > 1:
-        dist.all_reduce(value)
-        value /= topology.world_size
-    return value

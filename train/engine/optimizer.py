@@ -1,6 +1,7 @@
 """AdamW in groups of parameters that are updated alike, and gradient clipping where DeepSpeed's own is not exact."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from model.parameters import ParameterInfo, ParameterTable
+from model.parametrization import Rule
 from train.config import OptimizerConfig
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
@@ -20,34 +22,31 @@ def parameter_groups(
 
     `lr_multiplier` of a group is for `set_learning_rate`; everything else is AdamW's own.
     """
-    alike: dict[_Multipliers, list[nn.Parameter]] = {}
+    alike: dict[Rule, list[nn.Parameter]] = {}
     for name, parameter in parameters:
-        alike.setdefault(_multipliers(table[name]), []).append(parameter)
+        alike.setdefault(_update(table[name]), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
             "params": members,
-            "lr": config.lr * lr,
-            "lr_multiplier": lr,
-            "eps": config.eps * eps,
-            "weight_decay": config.weight_decay * decay,
+            "lr": config.lr * rule.lr,
+            "lr_multiplier": rule.lr,
+            "eps": config.eps * rule.eps,
+            "weight_decay": config.weight_decay * rule.decay,
         }
-        for (lr, eps, decay), members in sorted(alike.items(), key=lambda item: -item[0][2])  # what decays first
+        for rule, members in sorted(alike.items(), key=lambda item: -item[0].decay)  # what decays first
     ]
     # DeepSpeed adds the gradient norms of a pipeline's stages group by group: it would wait for ever for a group that
     # one stage lacks. So that all have as many, a stage without some kind of parameter splits the group of another.
-    kinds = {_multipliers(info) for info in table.values()}
-    while len(groups) < len(kinds):
+    kinds = len(set(map(_update, table.values())))
+    while len(groups) < kinds:
         largest = max(groups, key=lambda group: len(group["params"]))
         groups.append(largest | {"params": [largest["params"].pop()]})
     return groups
 
 
-_Multipliers = tuple[float, float, float]
-
-
-def _multipliers(info: ParameterInfo) -> _Multipliers:
-    """Return what a parameter's learning rate, eps and weight decay are multiplied by."""
-    return info.rule.lr, info.rule.eps, info.rule.decay
+def _update(info: ParameterInfo) -> Rule:
+    """Return a parameter's rule without its initial weights."""
+    return replace(info.rule, std=0.0)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:
@@ -87,8 +86,8 @@ class ClippingAdamW(torch.optim.AdamW):
         """
         named = list(parameters)
         super().__init__(parameter_groups(named, config, table), **_settings(config))
-        self._owned = [p for _, p in named if not getattr(p, "is_tied_copy", False)]
         self._all = [p for _, p in named]
+        self._owned = [p for p in self._all if not getattr(p, "is_tied_copy", False)]
         self._stages = stages
         self._max_norm = config.gradient_clipping
         self._global_grad_norm = 0.0
