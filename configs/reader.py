@@ -74,9 +74,6 @@ def config(cls: type[T]) -> type[T]:
     return dataclass(frozen=True, kw_only=True)(cls)
 
 
-# ---------------------------------------------------------------------------------------------- YAML
-
-
 _EXACT = 2**53  # below it, a float tells neighbouring whole numbers apart
 
 
@@ -95,11 +92,7 @@ for _tag, _pattern, _first in (
     ("bool", r"true|false|True|False", "tfTF"),
     ("null", r"null|~|", ["n", "~", ""]),
     ("int", r"[-+]?[0-9][0-9_]*", "-+0123456789"),
-    (
-        "float",
-        r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
-        "-+.0123456789",
-    ),
+    ("float", r"[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan", "-+.0123456789"),
 ):
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_first))
 
@@ -117,10 +110,6 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
-def _integer(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
-    return int(str(loader.construct_scalar(node)).replace("_", ""))
-
-
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
     value = float(str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
@@ -130,7 +119,9 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor("tag:yaml.org,2002:int", _integer)
+_Loader.add_constructor(
+    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node).replace("_", ""))
+)
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
@@ -162,9 +153,6 @@ class _Dumper(yaml.SafeDumper):
     """Floats always with a dot and words that look like numbers always quoted."""
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
-
-
-# ------------------------------------------------------------------------------- files and overrides
 
 
 def read_tree(path: Path, tell: bool = True, seen: tuple[Path, ...] = ()) -> tuple[Tree, dict[str, str]]:
@@ -235,9 +223,6 @@ def parse_overrides(arguments: list[str]) -> Tree:
     if problems:
         raise ConfigError(problems)
     return _today(tree, "command line")
-
-
-# ---------------------------------------------------------------------------------------- validation
 
 
 def load(

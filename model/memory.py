@@ -79,8 +79,5 @@ def loss_workspace(
     products = element * (chunk + weight + rows * d)
     forward = 2 * element * states + 4 * weight + max(softmax * chunk, products)
     rounded = element if element < 4 else 0
-    backward = max(
-        (element + 4 + rounded) * states + 4 * weight,
-        2 * element * states + (8 + rounded) * weight,
-    )
+    backward = max((element + 4 + rounded) * states + 4 * weight, 2 * element * states + (8 + rounded) * weight)
     return forward, backward

@@ -84,16 +84,6 @@ def rule(name: str, config: ModelConfig) -> Rule:
     return table["vector" if is_vector_of_block else module]
 
 
-def output_multiplier(config: ModelConfig) -> float:
-    """Return what multiplies the final states, and by that the logits."""
-    return 1 / width_ratio(config)
-
-
-def residual_multiplier(config: ModelConfig) -> float:
-    """Return what multiplies the output of each attention and feed-forward layer before it joins the stream."""
-    return 1 / depth_ratio(config)
-
-
 def query_multiplier(config: ModelConfig) -> float:
     """Return what multiplies queries beside the usual 1 / sqrt(d_head)."""
     return 1.0 if config.parametrization == "standard" else math.sqrt(config.base_d_head / config.d_head)
@@ -106,9 +96,9 @@ def fold_multipliers(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict
 
 def _folded(name: str, weight: Tensor, config: ModelConfig) -> Tensor:
     if name.startswith("norm."):
-        return weight * output_multiplier(config)
+        return weight * (1 / width_ratio(config))
     if ".attention.out." in name or ".mlp.down." in name:
-        return weight * residual_multiplier(config)
+        return weight * (1 / depth_ratio(config))
     # Normalised queries forget a factor on their projection.
     if name.endswith("q_norm.weight"):
         return weight * query_multiplier(config)

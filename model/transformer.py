@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from model.config import ModelConfig
 from model.loss import next_token_loss, sequence_losses
-from model.parametrization import output_multiplier, query_multiplier, residual_multiplier
+from model.parametrization import depth_ratio, query_multiplier, width_ratio
 
 
 class Norm(nn.Module):
@@ -158,7 +158,7 @@ class Block(nn.Module):
         self.attention = Attention(config)
         self.mlp_norm = Norm(config)
         self.mlp = MLP(config)
-        self.multiplier = residual_multiplier(config)
+        self.multiplier = 1 / depth_ratio(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Add attention, then the feed-forward layer, to the residual stream."""
@@ -178,7 +178,7 @@ class FinalNorm(Norm):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        self.multiplier = output_multiplier(config)
+        self.multiplier = 1 / width_ratio(config)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Normalise and scale; same shape and dtype."""

@@ -5,8 +5,6 @@ training data. Here a window is as many tokens as 13 words of English have bytes
 vocabulary and language; windows do not reach over the end of a document.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -36,7 +34,9 @@ def contamination(
     shift = np.uint64(64 - 24)
     maybe = np.zeros(2**24, dtype=bool)  # most training windows are told apart by one look into this table
     maybe[known >> shift] = True
-    for chunk in _chunks(train, length):
+    for start in range(0, max(1, len(train) - length + 1), _CHUNK):
+        # Parts overlap so that every window lies in one.
+        chunk = train.read(start, min(len(train), start + _CHUNK + length - 1))
         found, inside = _windows(chunk, length, end_of_text_id)
         found = found[inside & maybe[found >> shift]]
         place = np.searchsorted(known, found)
@@ -46,12 +46,6 @@ def contamination(
     windows = np.bincount(document)
     repeated = np.bincount(document, weights=occurs)[windows > 0] >= windows[windows > 0] / 2
     return Contamination(window_tokens=length, windows=float(occurs.mean()), documents=float(repeated.mean()))
-
-
-def _chunks(stream: TokenStream, length: int) -> Iterator[np.ndarray]:
-    """Yield the tokens in parts that overlap so that every window lies in one."""
-    for start in range(0, max(1, len(stream) - length + 1), _CHUNK):
-        yield stream.read(start, min(len(stream), start + _CHUNK + length - 1))
 
 
 def _windows(tokens: np.ndarray, length: int, end_of_text_id: int) -> tuple[UInt64s, NDArray[np.bool_]]:

@@ -7,7 +7,7 @@ import math
 import platform
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from data.corpus.shards import (
 )
 from data.corpus.source import Source
 from data.corpus.sources import open_source
-from data.corpus.tokenizer import ByteTokenizer, for_config, load, tokenizer_of_numbers
+from data.corpus.tokenizer import ByteTokenizer, load, tokenizer_of_numbers, train
 from data.files import only_process, replace_directory, sha256, sync, tree_hash, write_json
 
 FORMAT = 1  # part of every corpus's name: raise it when the same configuration would give other tokens
@@ -185,11 +185,17 @@ def _write_text(config: DataConfig, source: Source, partial: Path, name: str, sh
         texts, tally = source.texts(), Tally()
         stream = documents(texts, source.max_bytes, duplicates, tally)
         head, training_text, whole = head_documents(config, stream)
-        _require_documents(config, source, tally)
+        if not tally.kept and tally.capped:
+            raise DataError(f"data.max_bytes: {source.max_bytes:,} is less than the first document; raise it")
+        if not tally.kept:
+            raise DataError(f"source '{config.source}' holds no documents with text ({tally.empty} were empty)")
         course = _Course(tally, *_extremes(head, config.seed))
         if whole:  # say so before the tokenizer says that the text is too short for it
             _require_both_splits(config, tally, course.least, course.largest)
-        tokenizer = for_config(config, training_text)
+        if config.tokenizer is not None:
+            tokenizer = load(Path(config.tokenizer), config.vocab_size)
+        else:
+            tokenizer = train(training_text, config.vocab_size)
         course.trained_bytes = 0 if config.tokenizer else sum(len(text.encode()) for text in training_text)
     tally = course.tally
 
@@ -336,14 +342,6 @@ def _encode(tokenizer: ByteTokenizer, batch: list[Document], config: DataConfig)
         yield tokens
 
 
-def _require_documents(config: DataConfig, source: Source, tally: Tally) -> None:
-    if tally.kept:
-        return
-    if tally.capped:
-        raise DataError(f"data.max_bytes: {source.max_bytes:,} is less than the first document; raise it")
-    raise DataError(f"source '{config.source}' holds no documents with text ({tally.empty} were empty)")
-
-
 def _require_both_splits(config: DataConfig, tally: Tally, least: float, largest: float) -> None:
     """Refuse a split that leaves one side empty; places in [0, 1) below the fraction are validation."""
     if least < config.validation_fraction <= largest:
@@ -372,8 +370,6 @@ def _between(least: float, largest: float) -> float:
 def _versions() -> dict[str, str]:
     found: dict[str, Any] = {"python": platform.python_version()}
     for package in ("tokenizers", "datasets"):
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found

@@ -32,9 +32,6 @@ TOKEN_BYTES = "token_bytes.bin"
 _COUNTED = ("tokens", "documents", "bytes")  # of a shard and of a split
 
 
-# ------------------------------------------------------------------------------------------ manifest
-
-
 @config
 class FileEntry:
     """A file of the corpus: its name, size in bytes and SHA-256."""
@@ -178,9 +175,6 @@ def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:300]
 
 
-# ------------------------------------------------------------------------------------------- writing
-
-
 def write_file(path: Path, content: bytes) -> FileEntry:
     """Write a small file of the corpus and return its manifest entry."""
     write_bytes(path, content)
@@ -253,9 +247,6 @@ class SplitWriter:
         self._finish()
         totals = {key: sum(getattr(s, key) for s in self._shards) for key in _COUNTED}
         return Split(shards=tuple(self._shards), **totals)
-
-
-# ------------------------------------------------------------------------------------------- reading
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from configs.reader import ConfigError, Problem
-from data.config import DataConfig, DataError
+from data.config import DataError
 from data.files import nearest_file
 
 END_OF_TEXT = "<|endoftext|>"
@@ -144,13 +144,6 @@ def expand_data(tree: Any) -> Any:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"'{path}' is not a tokenizer.json that can be read: {type(error).__name__}: {error}"
         raise ConfigError([Problem("", "data.tokenizer", message)]) from None
-
-
-def for_config(config: DataConfig, texts: Iterable[str]) -> ByteTokenizer:
-    """Load the configured tokenizer, or train one on `texts`."""
-    if config.tokenizer is not None:
-        return load(Path(config.tokenizer), config.vocab_size)
-    return train(texts, config.vocab_size)
 
 
 def tokenizer_of_numbers(vocab_size: int) -> str:

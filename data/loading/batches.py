@@ -19,9 +19,6 @@ from data.hashing import UInt64s, mix
 _ROUNDS = 8
 
 
-# -------------------------------------------------------------------------------------- training order
-
-
 def permutation(index: np.ndarray, n: int, seed: int, epoch: int) -> np.ndarray:
     """Return the places of `index` in the permutation of range(n) that belongs to (seed, epoch).
 
@@ -128,9 +125,6 @@ def batch(
     return read_windows(corpus, seed, sequences(step, global_batch_size, rows), sequence_length)
 
 
-# ----------------------------------------------------------------------------------------- validation
-
-
 def validation_windows(corpus: Corpus, sequence_length: int, max_tokens: int | None = None) -> Windows:
     """Return the fixed validation set: windows of S targets each, at most `max_tokens` targets in all.
 
@@ -161,9 +155,6 @@ def bits_per_byte(nats: float, text_bytes: int) -> float:
     `target_bytes` of the same windows.
     """
     return nats / (math.log(2) * text_bytes)
-
-
-# ----------------------------------------------------------------------------------------- repetition
 
 
 @dataclass(frozen=True)

@@ -69,9 +69,6 @@ class Mixture:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-# ----------------------------------------------------------------------------------------- preparing
-
-
 def open_mixture(config: DataConfig, progress: bool = True, verify: bool = True) -> Mixture:
     """Open the corpora of a run, preparing those that are not there; arguments as for `prepare` and `open_corpus`.
 
@@ -136,9 +133,6 @@ def _shares(weights: Sequence[float]) -> list[int]:
     """Round weights that sum to 1 to whole shares that sum to SHARES."""
     ends = [round(SHARES * total) for total in np.cumsum(weights)]
     return [int(share) for share in np.diff([0, *ends[:-1], SHARES])]
-
-
-# ------------------------------------------------------------------------------------------ training
 
 
 def allocate(sequence: np.ndarray, shares: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

@@ -57,12 +57,9 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
 
 def adamw(parameters: NamedParameters, config: OptimizerConfig, table: ParameterTable) -> torch.optim.AdamW:
     """Build the AdamW that DeepSpeed wraps (bf16, fp16, ZeRO); the wrapper clips."""
-    return torch.optim.AdamW(parameter_groups(parameters, config, table), **_settings(config))
-
-
-def _settings(config: OptimizerConfig) -> dict[str, Any]:
     # Fused does the whole update in one pass over memory, on CPU and GPU alike.
-    return {"betas": (config.beta1, config.beta2), "fused": True}
+    groups = parameter_groups(parameters, config, table)
+    return torch.optim.AdamW(groups, betas=(config.beta1, config.beta2), fused=True)
 
 
 class ClippingAdamW(torch.optim.AdamW):
@@ -85,7 +82,7 @@ class ClippingAdamW(torch.optim.AdamW):
         A parameter whose `is_tied_copy` attribute is true is owned by another stage and left out of the norm.
         """
         named = list(parameters)
-        super().__init__(parameter_groups(named, config, table), **_settings(config))
+        super().__init__(parameter_groups(named, config, table), betas=(config.beta1, config.beta2), fused=True)
         self._all = [p for _, p in named]
         self._owned = [p for p in self._all if not getattr(p, "is_tied_copy", False)]
         self._stages = stages

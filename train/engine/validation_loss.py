@@ -35,15 +35,12 @@ class Validation:
         self.weights = {component.name: component.weight for component in mixture.components}
         self.windows: dict[str, Windows] = {}
         self.bytes_per_token: dict[str, float] = {}
+        self._topology, size = topology, train.micro_batch_size
         for name, corpus in ((component.name, component.corpus) for component in mixture.components):
             windows = validation_windows(corpus, train.sequence_length, tokens)
             self.windows[name] = windows
             self.bytes_per_token[name] = target_bytes(corpus, windows) / (len(windows) * windows.sequence_length)
-        self._topology = topology
-        self._batches = {
-            name: validation_batches(windows, train.micro_batch_size, topology)
-            for name, windows in self.windows.items()
-        }
+        self._batches = {name: validation_batches(windows, size, topology) for name, windows in self.windows.items()}
 
     @property
     def tokens(self) -> int:
