@@ -110,8 +110,12 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
+def _plain(loader: Any, node: yaml.ScalarNode) -> str:
+    return str(loader.construct_scalar(node)).replace("_", "")
+
+
 def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
-    value = float(str(loader.construct_scalar(node)).replace("_", "").replace(".inf", "inf").replace(".nan", "nan"))
+    value = float(_plain(loader, node).replace(".inf", "inf").replace(".nan", "nan"))
     if not math.isfinite(value):
         loader.faults.append(f"line {node.start_mark.line + 1}: {node.value} is not a finite number")
     # Integer keys refuse floats, float keys take integers: 1e3 must suit both.
@@ -119,9 +123,7 @@ def _float(loader: _Loader, node: yaml.ScalarNode) -> float | int:
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-_Loader.add_constructor(
-    "tag:yaml.org,2002:int", lambda loader, node: int(loader.construct_scalar(node).replace("_", ""))
-)
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(_plain(loader, node)))
 _Loader.add_constructor("tag:yaml.org,2002:float", _float)
 
 
