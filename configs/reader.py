@@ -110,7 +110,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     return tree
 
 
-def _plain(loader: Any, node: yaml.ScalarNode) -> str:
+def _plain(loader: Any, node: Any) -> str:
     return str(loader.construct_scalar(node)).replace("_", "")
 
 

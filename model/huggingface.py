@@ -156,7 +156,11 @@ def huggingface_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> d
     target = architecture(config)
     renamed: dict[str, Tensor] = {}
     for name, weight in fold_multipliers(config, weights).items():
-        prefix, module, kind = _split(name, target)
+        module, _, kind = name.rpartition(".")
+        prefix = ""
+        if module.startswith("blocks."):
+            _, index, module = module.split(".", 2)
+            prefix = f"{target.blocks}.{index}."
         theirs = target.modules[module]
         for their, part in zip(theirs, weight.chunk(len(theirs)), strict=True):
             turned = target.transposed and prefix and part.ndim == 2
@@ -164,12 +168,3 @@ def huggingface_weights(config: ModelConfig, weights: Mapping[str, Tensor]) -> d
         if not config.bias and kind == "weight" and module in target.biases:
             renamed[f"{prefix}{theirs[0]}.bias"] = torch.zeros(weight.shape[0], dtype=weight.dtype)
     return renamed
-
-
-def _split(name: str, target: Architecture) -> tuple[str, str, str]:
-    """Split our name into (their prefix of the block or "", our module, "weight" or "bias")."""
-    module, _, kind = name.rpartition(".")
-    if not module.startswith("blocks."):
-        return "", module, kind
-    _, index, module = module.split(".", 2)
-    return f"{target.blocks}.{index}.", module, kind
