@@ -293,20 +293,31 @@ class RunConfig:
     precision: Precision = "fp32"
     """Number format of weights and activations in the forward and backward pass."""
     model: ModelConfig
+    """The model."""
     data: DataConfig
+    """The text."""
     train: TrainConfig
+    """How much of it, in what portions."""
     optimizer: OptimizerConfig
+    """AdamW."""
     schedule: ScheduleConfig = ScheduleConfig()
+    """Learning rate over the run."""
     parallel: ParallelConfig = ParallelConfig()
+    """Spread over devices."""
     eval: EvalConfig = EvalConfig()
+    """Validation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
     branch: BranchConfig | None = None
     """Where the run begins; null: at its first step. A sweep's `trunk` sets it."""
     log_every: Count = 10
     """Steps between lines of `metrics.jsonl`; the first and last step are always logged."""
     spikes: SpikeConfig = SpikeConfig()
+    """When the loss spikes."""
     watchdog: WatchdogConfig = WatchdogConfig()
+    """Limits of silence."""
     wandb: WandbConfig = WandbConfig()
+    """Weights & Biases."""
 
     @property
     def step_plan(self) -> StepPlan:
