@@ -55,7 +55,7 @@ def band(rungs: Sequence[tuple[float, float, Curve]], N: float, D: float) -> Cur
         D: its tokens.
 
     Raises:
-        FitError: when there are fewer than ``LEAST_RUNGS`` rungs, or they do not differ in N or in D.
+        FitError: when there are fewer than ``MIN_RUNGS`` rungs, or they do not differ in N or in D.
     """
     if len(rungs) < MIN_RUNGS:
         raise FitError(f"a band needs at least {MIN_RUNGS} finished runs of the same schedule; there are {len(rungs)}")
