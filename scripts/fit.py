@@ -54,6 +54,8 @@ def point(args: argparse.Namespace, compute: Compute) -> dict[str, float] | None
 
 def run(args: argparse.Namespace) -> None:
     """Read, fit, print, write."""
+    if not args.source.exists():
+        raise FitError(f"{args.source}: there is no such file or directory")
     if args.out is None and not args.source.is_dir():
         raise FitError("--out DIR is needed to fit a table")
     if not 0 < args.level < 1:

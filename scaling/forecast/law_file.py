@@ -163,7 +163,8 @@ def read_draws(path: str | Path, names: Collection[str] = (), name: str = "draws
         with np.load(path) as archive:
             draws = {name: archive[name] for name in archive.files}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{path}: the bootstrap draws cannot be read: {error}") from error
+        why = "is missing" if isinstance(error, FileNotFoundError) else "is no file of draws"
+        raise ArtifactError(f"{path} {why}; copy the one that was written beside law.json, or fit again") from error
     missing = [name for name in names if name not in draws]
     if missing:
         raise ArtifactError(f"{path}: the bootstrap draws are not those of this law: there is no {missing[0]}")

@@ -51,6 +51,9 @@ def read_runs(directory: Path, run_dirs: list[Path], rename: Mapping[str, str]) 
                 excluded.append(Excluded(run_dir.name, "no record.json: the run has not finished"))
             continue
         seen += 1
+        if not path.is_file():
+            excluded.append(Excluded(run_dir.name, "record.json is not a file"))
+            continue
         content = path.read_bytes()
         digest.update(content)
         try:

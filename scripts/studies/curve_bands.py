@@ -39,7 +39,8 @@ def renew(runs_dir: Path) -> None:
     rungs = [(runs[name], curves[name]) for name in healthy if name in curves]
     waiting = [name for name, record in records.items() if record is None]
     if not waiting:
-        raise FitError(f"{runs_dir}: no unfinished run in it (looked for */config.yaml)")
+        found = "all runs are complete" if records else "there are no runs in it (looked for */config.yaml)"
+        raise FitError(f"{runs_dir}: {found}; bands are for runs that go on")
     reasons = {}
     for name in waiting:
         try:

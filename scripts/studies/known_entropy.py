@@ -136,7 +136,9 @@ def run(args: argparse.Namespace) -> None:
     table = read_table(args.source)
     grammar = lexicon(args.source, args.config)
     rate = entropy_rate(table)
-    if rate is None or abs(rate - grammar.entropy_rate) > 1e-9:
+    if rate is None:
+        raise TableError(f"{args.source}: its runs are not on a generated language, whose entropy is known")
+    if abs(rate - grammar.entropy_rate) > 1e-9:
         raise TableError(f"{args.source}: its entropy rate is {rate}, and that of the lexicon {grammar.entropy_rate}")
     if (table.columns["loss"] <= rate).any():
         raise TableError(f"{args.source}: a loss is below the entropy rate {rate}, which no model can reach")

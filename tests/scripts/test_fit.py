@@ -245,3 +245,9 @@ def test_runs_directory_from_fit_to_scored_forecast(tmp_path):
     assert law["n_definition"] == "non-embedding"
     assert law["forecasts"]["scored"][0]["runs"] == ["large"]
     assert {row["run"] for row in law["holdout"]} == {"large"}
+
+
+def test_a_path_that_is_not_there_is_told_before_an_option_that_a_table_needs(tmp_path: Path, capsys) -> None:
+    main = runpy.run_path(str(ROOT / "scripts" / "fit.py"), run_name="tested")["main"]
+    assert main([str(tmp_path / "runs")]) == 2
+    assert "there is no such file or directory" in capsys.readouterr().err

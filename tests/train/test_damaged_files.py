@@ -133,7 +133,8 @@ def test_spoilt_runs_are_listed_and_leave_the_table_as_it_was(tmp_path: Path) ->
     record("nan", val_loss=None)
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "record.json").write_text('{"complete": tr')
+    (tmp_path / "folder" / "record.json").mkdir(parents=True)
     mixed = read_table(tmp_path)
-    assert {str(row.row) for row in mixed.excluded} == {"altered", "half", "nan", "torn"}
+    assert {str(row.row) for row in mixed.excluded} == {"altered", "half", "nan", "torn", "folder"}
     assert mixed.run == clean.run
     assert all((mixed.columns[name] == clean.columns[name]).all() for name in clean.columns)

@@ -113,7 +113,9 @@ def test_draws_of_another_law_are_refused(saved, tmp_path):
     write_draws(tmp_path / "law" / "draws.npz", {"E": np.ones(100)})
     assert "not those of this law" in run("predict", tmp_path / "law", "--params", 1e9, "--tokens", 1e10)
     (tmp_path / "law" / "draws.npz").write_bytes(b"PK\x03\x04 torn")
-    assert "cannot be read" in run("plan", tmp_path / "law", "--flops", 1e20)
+    assert "is no file of draws; copy" in run("plan", tmp_path / "law", "--flops", 1e20)
+    (tmp_path / "law" / "draws.npz").unlink()
+    assert "is missing; copy" in run("plan", tmp_path / "law", "--flops", 1e20)
 
 
 @cache
