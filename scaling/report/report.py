@@ -61,6 +61,8 @@ def _summary(source: ReportSource) -> list[str]:
     """What was fitted, whether it held, and what it says: a paragraph in plain words."""
     law, table, columns = source.law, source.view.table, source.view.table.columns
     rows, runs = pluralise(len(table), "measurement"), pluralise(len(set(table.run)), "training run")
+    if 0 < len(law.data.rows) < len(table):
+        rows = f"the {len(law.data.rows)} on the lower envelope of {rows}"
     said = [
         f"{law.fit.formula or law.fit.law} was fitted to {rows} of the {source.view.declared.response} of {runs}: "
         f"models of {_range(columns['N'], count)} parameters, trained on {_range(columns['D'], count)} tokens with "

@@ -278,7 +278,11 @@ def _fact(value: Any) -> str:
 
 def _excluded(source: ReportSource) -> Section:
     rows = [[str(e.row), e.reason] for e in source.law.data.excluded]
-    text = [] if rows else ["Nothing: every row of the table was used."]
+    beside = len(source.view.table) - len(source.law.data.rows) if source.law.data.rows else 0
+    text = [] if rows or beside else ["Nothing: every row of the table was used."]
+    if beside:
+        law = source.view.declared.name
+        text.append(f"{pluralise(beside, 'row')} off the lower envelope of the table, which alone {law} describes.")
     return Section("excluded", "What was left out", text, grids=[Grid(("row or run", "why"), rows)] if rows else [])
 
 

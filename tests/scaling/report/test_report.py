@@ -196,6 +196,10 @@ def test_any_law_can_be_reported(tmp_path, name):
     page = Page(write_report(result.law, data, result.draws, None, tmp_path))
     assert ("allocation" in page.ids) == (len(LAWS[name].variables) == 2)
     assert text.symbol(LAWS[name].parameters[-1]).replace("_", "") in page.text
+    used = len(result.law.data.rows)
+    assert (used < len(data)) == LAWS[name].frontier  # and the page says so, in both places
+    assert (f"the {used} on the lower envelope of {len(data)} measurements" in page.text) == LAWS[name].frontier
+    assert ("every row of the table was used" in page.text) != LAWS[name].frontier
 
 
 def test_a_task_score_is_reported_as_a_score(tmp_path):
