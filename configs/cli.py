@@ -43,7 +43,7 @@ DESCRIPTIONS = {
     Status.FOREIGN_RANK: "a process of another run joined; nothing was trained",
     Status.OUT_OF_MEMORY: "the device or the machine has too little memory for the run",
     Status.DISK_FULL: "a file could not be written; make room, run again to continue",
-    Status.INTERRUPTED: "interrupted by Ctrl-C; training that has begun saves first, unless it comes twice",
+    Status.INTERRUPTED: "ended by Ctrl-C before there was anything to save, or by a second one",
 }
 
 OF_EVERY_COMMAND = (Status.COMPLETE, Status.USER_ERROR, Status.INTERRUPTED)
